@@ -1,0 +1,117 @@
+"""A checkpoint is names and shapes; bytes are read by row range when somebody asks.
+
+`open_checkpoint` takes what the user typed (a directory, a `.gguf` file, a hub id or `demo`) and returns a `Checkpoint`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from edgeforge.model.architecture import LlamaArchitecture
+    from edgeforge.model.tokenizer import TokenizerFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCodes:
+    """Rows of a weight that the checkpoint already holds as integers: `w = codes * scales + offsets`.
+
+    codes int8 [N, K] signed (4 bits: -8..7); scales float32 [N, G]; offsets float32 [N, G] or None (symmetric).
+    """
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    offsets: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredGrid:
+    """The integer grid a stored tensor lies on (Q4_0: 4 bits, 32, no offset; Q4_1: offset; Q8_0: 8 bits)."""
+
+    bits: int
+    group_size: int
+    offset: bool
+
+
+class LazyTensor(Protocol):
+    """A tensor whose bytes are still in the file. Reading is thread-safe (positional reads, no shared cursor)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str:
+        """As the file calls it: F32, F16, BF16, Q4_1, Q6_K, ..."""
+        ...
+
+    @property
+    def grid(self) -> StoredGrid | None:
+        """The integer grid the weights already lie on, if EdgeForge has a scheme for it."""
+        ...
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """float32 [stop - start, *shape[1:]], a fresh array."""
+        ...
+
+    def stored_codes(self, start: int, stop: int) -> StoredCodes | None:
+        """The stored integers of the same rows, where `grid` is not None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a checkpoint came from, without any path of this machine."""
+
+    kind: str  # directory | gguf | hub | demo
+    name: str | None = None  # hub id, or "demo"; None for local files
+    revision: str | None = None  # hub commit
+    precision: str = ""  # dtypes of its linears, commonest first, e.g. "BF16" or "Q4_1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """generation_config.json's sampling fields; None where the file does not say."""
+
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+class Checkpoint(Protocol):
+    """The weights as their authors published them, under Hugging Face's tensor names."""
+
+    @property
+    def architecture(self) -> "LlamaArchitecture": ...
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tensor names in file order."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256:hex over config, tensor headers and file sizes: cheap, tells two checkpoints apart, independent of paths."""
+        ...
+
+    @property
+    def source(self) -> Source: ...
+    @property
+    def tokenizer(self) -> "TokenizerFiles": ...
+    @property
+    def generation(self) -> GenerationDefaults: ...
+    @property
+    def notices(self) -> Mapping[str, bytes]:
+        """Licence texts that came with the model (LICENSE, NOTICE, USE_POLICY...), by file name."""
+        ...
+
+    def tensor(self, name: str) -> LazyTensor: ...
+
+
+def open_checkpoint(reference: str, *, revision: str | None = None) -> Checkpoint:
+    """Open a directory, a `.gguf` file, a hub id, or `demo`; raises UnusableInput with a cure."""
+    raise AssertionError("written by the model helper")
