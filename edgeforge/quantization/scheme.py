@@ -23,6 +23,7 @@ class QuantizationScheme:
     `name` is the glossary's: w4a16, w8a16, f16, f32. Float schemes have bits 16 or 32 and no groups.
     `group_size` is the *effective* one for this linear (see `effective_group_size`).
     `offset` marks a scheme with float offsets instead of integer zero points (ggml's Q4_1).
+    `scale_dtype` (f32, f16) is the type the scales are stored in: codes are chosen for the scale as stored.
     """
 
     name: str
@@ -30,6 +31,7 @@ class QuantizationScheme:
     group_size: int | None = None
     symmetric: bool = True
     offset: bool = False
+    scale_dtype: str = "f32"
 
     @property
     def is_float(self) -> bool:
