@@ -1,0 +1,5 @@
+"""`python -m edgeforge.cli` is the console script."""
+
+from edgeforge.cli import main
+
+main()
