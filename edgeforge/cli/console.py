@@ -1,7 +1,7 @@
 """The one error boundary: every failure becomes `error: ...`, `hint: ...` on stderr and an exit code.
 
 Results go to stdout, everything else to stderr. SIGTERM and SIGHUP unwind the program like Ctrl-C does, so that the
-pipeline's own cleaning runs; the exit codes are 143 and 129 (128 + signal, as a shell would say) where Ctrl-C gives 130.
+pipeline's own cleaning runs; the exit codes are 143 and 129 (128 + signal, as a shell would say), Ctrl-C gives 130.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""What this machine has: processor, memory, disk, GPUs, packages. Reads files, asks nvidia-smi, imports nothing heavy."""
+"""The machine: processor, memory, disk, GPUs, packages. Reads files, runs nvidia-smi, imports nothing heavy."""
 
 import os
 import platform

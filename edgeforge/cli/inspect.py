@@ -1,0 +1,176 @@
+"""`edgeforge inspect`: what a model or a bundle holds, from headers alone."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeforge.cli.options import json_option, revision_option
+
+if TYPE_CHECKING:
+    from edgeforge.model.architecture import LlamaArchitecture
+    from edgeforge.model.checkpoint import Checkpoint, LazyTensor
+    from edgeforge.runtime.manifest import Manifest
+
+# Weights per block and bytes per block of what a checkpoint stores; ggml's figures are from its ggml-common.h.
+STORED = {
+    "F32": (1, 4),
+    "F16": (1, 2),
+    "BF16": (1, 2),
+    "Q8_0": (32, 34),
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DtypeSummary:
+    """All tensors of one stored type; `stored_bytes` is None for a type whose layout is not in the table."""
+
+    dtype: str
+    tensors: int
+    parameters: int
+    stored_bytes: int | None
+
+
+def stored_bytes(dtype: str, parameters: int) -> int | None:
+    """Bytes that `parameters` weights take in the file."""
+    layout = STORED.get(dtype)
+    return None if layout is None else -(-parameters // layout[0]) * layout[1]
+
+
+def by_dtype(tensors: Iterable["LazyTensor"]) -> tuple[DtypeSummary, ...]:
+    """Summaries in order of size, largest first."""
+    counts: dict[str, tuple[int, int]] = {}
+    for tensor in tensors:
+        number, parameters = counts.get(tensor.dtype, (0, 0))
+        counts[tensor.dtype] = (number + 1, parameters + _product(tensor.shape))
+    summaries = [
+        DtypeSummary(dtype=dtype, tensors=number, parameters=parameters, stored_bytes=stored_bytes(dtype, parameters))
+        for dtype, (number, parameters) in counts.items()
+    ]
+    return tuple(sorted(summaries, key=lambda summary: -summary.parameters))
+
+
+@click.command()
+@click.argument("path", metavar="PATH")
+@revision_option
+@click.option("--tensors", "every_tensor", is_flag=True, help="List every tensor (or every file of a bundle).")
+@json_option
+def inspect(path: str, revision: str | None, every_tensor: bool, as_json: bool) -> None:
+    """Show what PATH holds: a bundle, a checkpoint folder, a .gguf file, a hub id, or `demo`.
+
+    Reads headers and configuration only, never the weights.
+
+    \b
+    Examples:
+      edgeforge inspect artifacts/demo-cpu
+      edgeforge inspect model.gguf --tensors
+      edgeforge inspect demo --json
+    """
+    from edgeforge.cli.console import emit_json
+
+    if (Path(path) / "manifest.json").is_file():
+        from edgeforge.runtime.manifest import read_manifest
+
+        manifest = read_manifest(Path(path))
+        if as_json:
+            emit_json(bundle_document(path, manifest))
+        else:
+            click.echo(_render_bundle(path, manifest, every_tensor))
+        return
+    from edgeforge.model.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(path, revision=revision)
+    if as_json:
+        emit_json(checkpoint_document(path, checkpoint, every_tensor))
+    else:
+        click.echo(_render_checkpoint(path, checkpoint, every_tensor))
+
+
+def checkpoint_document(path: str, checkpoint: "Checkpoint", every_tensor: bool) -> dict[str, object]:
+    """The JSON of a checkpoint."""
+    from dataclasses import asdict
+
+    from edgeforge.model.architecture import architecture_to_json
+
+    tensors = [checkpoint.tensor(name) for name in checkpoint.names]
+    document: dict[str, object] = {
+        "kind": "checkpoint",
+        "path": path,
+        "source": asdict(checkpoint.source),
+        "fingerprint": checkpoint.fingerprint,
+        "architecture": architecture_to_json(checkpoint.architecture),
+        "parameters": checkpoint.architecture.parameter_count,
+        "dtypes": [asdict(summary) for summary in by_dtype(tensors)],
+        "notices": sorted(checkpoint.notices),
+    }
+    if every_tensor:
+        document["tensors"] = [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in tensors]
+    return document
+
+
+def bundle_document(path: str, manifest: "Manifest") -> dict[str, object]:
+    """The JSON of a bundle: the manifest's own words, and the sizes that follow from it."""
+    return {
+        "kind": "bundle",
+        "path": path,
+        "edgeforge_version": manifest.edgeforge_version,
+        "target": manifest.target,
+        "source": manifest.source,
+    }
+
+
+def architecture_fields(architecture: "LlamaArchitecture") -> list[tuple[str, str]]:
+    """The architecture as a reader of config.json would tell it."""
+    a = architecture
+    rotary = a.rotary.kind if a.rotary.factor == 1.0 else f"{a.rotary.kind} x{a.rotary.factor:g}"
+    return [
+        ("parameters", f"{a.parameter_count:,}"),
+        ("layers", f"{a.num_hidden_layers} of hidden size {a.hidden_size}, feed-forward {a.intermediate_size}"),
+        ("attention", f"{a.num_attention_heads} heads, {a.num_key_value_heads} KV heads, head size {a.head_dim}"),
+        ("vocabulary", f"{a.vocab_size:,}, {'tied' if a.tie_word_embeddings else 'untied'} embeddings"),
+        ("positions", f"{a.max_position_embeddings:,}, rotary theta {a.rotary.theta:g}, {rotary}"),
+    ]
+
+
+def _render_checkpoint(path: str, checkpoint: "Checkpoint", every_tensor: bool) -> str:
+    from edgeforge.cli.text import bytes_text, fields, table
+
+    tensors = [checkpoint.tensor(name) for name in checkpoint.names]
+    source = checkpoint.source
+    origin = " ".join(part for part in (source.kind, source.name, source.revision) if part)
+    head = [("model", path), ("source", f"{origin}, {source.precision}"), ("fingerprint", checkpoint.fingerprint)]
+    rows = [
+        (s.dtype, str(s.tensors), f"{s.parameters:,}", "" if s.stored_bytes is None else bytes_text(s.stored_bytes))
+        for s in by_dtype(tensors)
+    ]
+    parts = [
+        fields([*head, *architecture_fields(checkpoint.architecture)], indent=0),
+        table(("Stored as", "Tensors", "Parameters", "Size"), rows, right=frozenset({1, 2, 3})),
+    ]
+    if every_tensor:
+        listing = [(t.name, t.dtype, " x ".join(map(str, t.shape))) for t in tensors]
+        parts.append(table(("Tensor", "Stored as", "Shape"), listing))
+    return "\n\n".join(parts)
+
+
+def _render_bundle(path: str, manifest: "Manifest", every_file: bool) -> str:
+    raise NotImplementedError
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+_ = Mapping
