@@ -1,0 +1,78 @@
+"""What a piece of hardware is (HardwareProfile), what is built for it (Target), and what a build must achieve (Gate).
+
+Plain facts, loaded from TOML by `edgeforge.hardware.library`; nothing here computes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["cpu", "gpu", "soc"]
+FloatName = Literal["f32", "f16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareProfile:
+    """One device. `sources` names the document behind each figure, by field name.
+
+    kind                   cpu: the model lives in main memory; gpu: in the card's own; soc: one memory for both
+    memory_bytes           the whole memory the model can live in
+    reserved_bytes         the part of it that the driver, firmware or operating system keeps
+    bandwidth_bytes_per_s  peak read bandwidth of that memory
+    formats                number formats that its arithmetic (or its ONNX Runtime kernels) can work in
+    """
+
+    name: str
+    vendor: str
+    kind: Kind
+    compute_capability: str | None
+    memory_bytes: int
+    bandwidth_bytes_per_s: int
+    formats: tuple[str, ...]
+    title: str = ""
+    reserved_bytes: int = 0
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def available_bytes(self) -> int:
+        """Memory that a model and its runtime may use, per card."""
+        return self.memory_bytes - self.reserved_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """How far a candidate may fall behind its reference, and how sure the verdict must be (one-sided)."""
+
+    max_mean_kl_divergence: float
+    max_perplexity_ratio: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A profile plus what to build for it.
+
+    scheme, lm_head, embedding  scheme names (see SCHEMES) of the linears, the output head and the embedding table
+    group_size, symmetric       of every integer scheme in the target, before `effective_group_size`
+    activations, kv_cache       number format of what flows between linears, and of the cached keys and values
+    context                     longest prompt and answer together, in tokens, per sequence
+    batch                       sequences at once
+    tensor_parallel             cards that share one model
+    """
+
+    name: str
+    description: str
+    profile: HardwareProfile
+    backend: str
+    scheme: str
+    group_size: int
+    symmetric: bool
+    lm_head: str
+    embedding: str
+    activations: FloatName
+    kv_cache: FloatName
+    context: int
+    batch: int
+    tensor_parallel: int
+    default_model: str
+    gate: Gate
