@@ -1,0 +1,92 @@
+"""The comparison itself: both models read the same tokens, and every scored token is weighed.
+
+The reference runs in float32 from the checkpoint, one layer's weights in memory at a time, over as many chunks at once
+as HIDDEN_BYTES allows (the more at once, the fewer times the weights are read). Logits exist for one chunk at a time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeforge.errors import GateFailed, UnusableInput
+from edgeforge.model.checkpoint import Checkpoint
+from edgeforge.validation.protocol import Chunks
+from edgeforge.validation.statistics import NonFiniteLogitsError, TokenValues, compare_logits, join
+
+LogitsOfChunk = Callable[[int], NDArray[np.float32]]  # chunk number -> the scored positions' logits [S, V]
+Progress = Callable[[int, int], None]  # steps done, steps in all
+
+HIDDEN_BYTES = 128 << 20
+
+
+def compare(
+    chunks: Chunks, reference: LogitsOfChunk, candidate: LogitsOfChunk, chunk_done: Callable[[int], None]
+) -> TokenValues:
+    """Per-token values of all chunks, in order; `chunk_done` gets their number.
+
+    Logits that are not finite raise GateFailed (the candidate's) or UnusableInput (the reference's).
+    """
+    parts = []
+    for chunk in range(chunks.count):
+        try:
+            parts.append(compare_logits(reference(chunk), candidate(chunk), chunks.targets(chunk)))
+        except NonFiniteLogitsError as error:
+            raise _not_finite(error, chunk, chunks) from None
+        chunk_done(chunk + 1)
+    return join(parts)
+
+
+def _not_finite(error: NonFiniteLogitsError, chunk: int, chunks: Chunks) -> GateFailed | UnusableInput:
+    place = f"chunk {chunk + 1}, position {chunks.first + error.row}"
+    if error.who == "candidate":
+        return GateFailed(
+            f"the bundle's logits are not finite ({place}): its activations overflow",
+            hint="build it with 32-bit activations, or another scheme",
+        )
+    return UnusableInput(
+        f"the original's own logits are not finite ({place})", hint="the checkpoint is damaged; fetch it again"
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class ReferenceLogits:
+    """The original's logits, chunk by chunk in order; hidden states are computed for a group of chunks at a time."""
+
+    checkpoint: Checkpoint
+    chunks: Chunks
+    progress: Progress  # (layers done, layers in all), over all groups
+    _group: int = -1
+    _hidden: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
+
+    @property
+    def group_size(self) -> int:
+        """Chunks whose hidden states are held at once."""
+        bytes_per_chunk = self.chunks.context * self.checkpoint.architecture.hidden_size * 4
+        return min(self.chunks.count, max(1, HIDDEN_BYTES // bytes_per_chunk))
+
+    @property
+    def groups(self) -> int:
+        """How many times the weights are read."""
+        return -(-self.chunks.count // self.group_size)
+
+    def __call__(self, chunk: int) -> NDArray[np.float32]:
+        from edgeforge.model.forward import lm_head_logits
+
+        group, place = divmod(chunk, self.group_size)
+        if group != self._group:
+            self._hidden = self._read_group(group)
+            self._group = group
+        return lm_head_logits(self.checkpoint, self._hidden[place])
+
+    def _read_group(self, group: int) -> NDArray[np.float32]:
+        from edgeforge.model.forward import final_hidden
+
+        def layer_done(done: int, total: int) -> None:
+            self.progress(group * total + done, self.groups * total)
+
+        self._hidden = self._hidden[:0]  # let the old group go before the next one comes
+        ids = self.chunks.ids[group * self.group_size : (group + 1) * self.group_size]
+        hidden = final_hidden(self.checkpoint, ids, progress=layer_done)
+        return np.ascontiguousarray(hidden[:, self.chunks.positions])

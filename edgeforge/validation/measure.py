@@ -1,0 +1,233 @@
+"""`validate`: everything is checked first, then the bundle and its original are compared and the gate judges."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeforge import __version__, runtime
+from edgeforge.errors import UnusableInput, UsageError
+from edgeforge.model.checkpoint import Checkpoint
+from edgeforge.runtime.manifest import Manifest, read_manifest
+from edgeforge.validation.compare import Progress, ReferenceLogits, compare
+from edgeforge.validation.data import concatenate, default_texts, encode_plain
+from edgeforge.validation.gate import GateResult, Limits, judge
+from edgeforge.validation.protocol import Chunks, Protocol, make_chunks
+from edgeforge.validation.report import ChunkFigures, Histogram, Reference, Text, ValidationReport
+from edgeforge.validation.statistics import TokenValues, summarize
+
+DEFAULT_CONTEXT = 512
+# 1e-6 .. 10 nats, four bins a decade.
+HISTOGRAM_EDGES = tuple(float(f"{10 ** (quarter / 4):.4g}") for quarter in range(-24, 5))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """The text as the reference's tokenizer reads it; `bos_token_id` None when the tokenizer adds no BOS."""
+
+    ids: tuple[int, ...]
+    bos_token_id: int | None
+
+
+def validate(
+    bundle: Path,
+    checkpoint: Checkpoint,
+    *,
+    gate: Limits,
+    texts: Sequence[str] | None = None,
+    text_name: str | None = None,
+    chunks: int | None = None,
+    context: int | None = None,
+    protocol: Protocol = "llama.cpp",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> ValidationReport:
+    """Hold the bundle, run as a user would run it, against the original weights on the same tokens.
+
+    `texts` None scores the package's own text; `chunks` None scores all of it; `context` None means 512 tokens, or
+    the bundle's whole context where that is shorter. `progress` gets (steps done, steps in all). Everything is
+    checked before either model computes: UsageError, UnusableInput, and the runtime's BundleError. Raises GateFailed
+    only for logits that are not finite; a figure beyond its limit is the report's verdict.
+    """
+    started = time.perf_counter()
+    manifest = read_manifest(bundle)
+    context = _checked_context(context, manifest, checkpoint)
+    text = concatenate(default_texts() if texts is None else texts)
+    tokens = _tokenize(bundle, manifest, checkpoint, text)
+    pieces = make_chunks(tokens.ids, protocol=protocol, context=context, bos_token_id=tokens.bos_token_id, limit=chunks)
+    model = runtime.load(bundle, threads=threads, verify="quick")
+    values = _score(pieces, checkpoint, model.score, progress)
+    return make_report(
+        values,
+        pieces,
+        gate=judge(summarize(values), gate),
+        target=str(manifest.target["name"]),
+        manifest_sha256=hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
+        reference=_describe(checkpoint, manifest),
+        text=Text(
+            name=text_name or ("built-in text" if texts is None else "text"),
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+            tokens=len(tokens.ids),
+        ),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _checked_context(asked: int | None, manifest: Manifest, checkpoint: Checkpoint) -> int:
+    most = min(manifest.model.context_length, checkpoint.architecture.max_position_embeddings)
+    if asked is not None and asked > most:
+        raise UsageError(
+            f"a context of {asked} tokens is longer than the bundle's {most}", hint=f"use --context {most} or less"
+        )
+    reference, candidate = checkpoint.architecture.vocab_size, manifest.model.vocab_size
+    if reference != candidate:
+        raise UnusableInput(
+            f"the reference has a vocabulary of {reference} tokens and the bundle one of {candidate}",
+            hint="give the model that the bundle was built from with --reference",
+        )
+    return min(DEFAULT_CONTEXT, most) if asked is None else asked
+
+
+def _tokenize(bundle: Path, manifest: Manifest, checkpoint: Checkpoint, text: str) -> Tokens:
+    from tokenizers import Tokenizer
+
+    files = checkpoint.tokenizer
+    tokenizer = files.load()
+    ids = encode_plain(tokenizer, text)
+    shipped = (bundle / manifest.model.tokenizer).read_bytes()
+    if shipped != files.files.get("tokenizer.json"):
+        try:
+            same = encode_plain(Tokenizer.from_buffer(shipped), text) == ids
+        except Exception as error:  # tokenizers raises bare Exception
+            raise UnusableInput(
+                f"the bundle's tokenizer cannot be read: {error}", hint="build the bundle again"
+            ) from None
+        if not same:
+            raise UnusableInput(
+                "the bundle's tokenizer splits the text into other tokens than the reference's",
+                hint="give the model that the bundle was built from with --reference",
+            )
+    bos = None
+    if files.add_bos:
+        named = None if files.bos_token is None else tokenizer.token_to_id(files.bos_token)
+        bos = checkpoint.architecture.bos_token_id if named is None else named
+    return Tokens(ids=tuple(ids), bos_token_id=bos)
+
+
+def _score(
+    pieces: Chunks,
+    checkpoint: Checkpoint,
+    candidate: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    progress: Progress | None,
+) -> TokenValues:
+    """Both models over all chunks; a step is one layer of one group, or one chunk's logits."""
+    tell = progress or (lambda done, total: None)
+    layers_done, chunks_done, total = 0, 0, pieces.count
+
+    def layer_done(done: int, layers: int) -> None:
+        nonlocal layers_done, total
+        layers_done, total = done, layers + pieces.count
+        tell(layers_done + chunks_done, total)
+
+    def chunk_done(done: int) -> None:
+        nonlocal chunks_done
+        chunks_done = done
+        tell(layers_done + chunks_done, total)
+
+    return compare(
+        pieces,
+        ReferenceLogits(checkpoint=checkpoint, chunks=pieces, progress=layer_done),
+        lambda chunk: candidate(pieces.ids[chunk])[pieces.positions],
+        chunk_done,
+    )
+
+
+def _describe(checkpoint: Checkpoint, manifest: Manifest) -> Reference:
+    source = checkpoint.source
+    return Reference(
+        name=source.name,
+        precision=source.precision,
+        fingerprint=checkpoint.fingerprint,
+        is_source=checkpoint.fingerprint == manifest.source.fingerprint,
+    )
+
+
+def make_report(
+    values: TokenValues,
+    pieces: Chunks,
+    *,
+    gate: GateResult,
+    target: str,
+    manifest_sha256: str,
+    reference: Reference,
+    text: Text,
+    seconds: float,
+) -> ValidationReport:
+    """The averages, the spread and the per-chunk figures of `values` (of all of `pieces`, in order)."""
+    summary = summarize(values)
+    median, p99 = np.quantile(values.kl_divergence, (0.5, 0.99))
+    return ValidationReport(
+        edgeforge_version=__version__,
+        manifest_sha256=manifest_sha256,
+        target=target,
+        reference=reference,
+        text=text,
+        protocol=pieces.protocol,
+        context=pieces.context,
+        scored_tokens=summary.scored_tokens,
+        perplexity=summary.perplexity.value,
+        perplexity_standard_error=summary.perplexity.standard_error,
+        reference_perplexity=summary.reference_perplexity.value,
+        reference_perplexity_standard_error=summary.reference_perplexity.standard_error,
+        perplexity_ratio=summary.perplexity_ratio.value,
+        perplexity_ratio_standard_error=summary.perplexity_ratio.standard_error,
+        mean_kl_divergence=summary.mean_kl_divergence.value,
+        mean_kl_divergence_standard_error=summary.mean_kl_divergence.standard_error,
+        median_kl_divergence=float(median),
+        p99_kl_divergence=float(p99),
+        max_kl_divergence=float(values.kl_divergence.max()),
+        same_top_token=summary.same_top_token.value,
+        same_top_token_standard_error=summary.same_top_token.standard_error,
+        kl_divergence_histogram=_histogram(values.kl_divergence),
+        chunks=tuple(_chunk_figures(values, chunk, pieces.scored_per_chunk) for chunk in range(pieces.count)),
+        gate=gate,
+        notes=tuple(_notes(reference, gate)),
+        seconds=round(seconds, 3),
+    )
+
+
+def _chunk_figures(values: TokenValues, chunk: int, size: int) -> ChunkFigures:
+    part = summarize(values.part(chunk * size, (chunk + 1) * size))
+    return ChunkFigures(
+        perplexity=part.perplexity.value,
+        reference_perplexity=part.reference_perplexity.value,
+        mean_kl_divergence=part.mean_kl_divergence.value,
+        same_top_token=part.same_top_token.value,
+    )
+
+
+def _histogram(divergence: NDArray[np.float64]) -> Histogram:
+    edges = np.array(HISTOGRAM_EDGES)
+    counts, _ = np.histogram(np.clip(divergence, edges[0], edges[-1]), edges)
+    return Histogram(edges=HISTOGRAM_EDGES, counts=tuple(int(count) for count in counts))
+
+
+def _notes(reference: Reference, gate: GateResult) -> Iterator[str]:
+    if reference.precision.startswith("Q4_"):
+        yield (
+            f"The original is itself 4-bit ({reference.precision}), so these figures show what the build changed, "
+            "not what 4-bit storage cost the model."
+        )
+    elif reference.precision.startswith("Q"):
+        yield (
+            f"The original is itself quantized ({reference.precision}), so these figures show what the build changed, "
+            "not the distance from the unquantized model."
+        )
+    if not reference.is_source:
+        yield "The reference is not the checkpoint that the bundle was built from."
+    if gate.verdict == "undecided":
+        yield "Too few tokens were scored to tell whether the gate holds: score more chunks, or more text."
