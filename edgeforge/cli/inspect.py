@@ -1,6 +1,6 @@
 """`edgeforge inspect`: what a model or a bundle holds, from headers alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +82,7 @@ def inspect(path: str, revision: str | None, every_tensor: bool, as_json: bool) 
 
         manifest = read_manifest(Path(path))
         if as_json:
-            emit_json(bundle_document(path, manifest))
+            emit_json(bundle_document(path, manifest, every_tensor))
         else:
             click.echo(_render_bundle(path, manifest, every_tensor))
         return
@@ -117,15 +117,35 @@ def checkpoint_document(path: str, checkpoint: "Checkpoint", every_tensor: bool)
     return document
 
 
-def bundle_document(path: str, manifest: "Manifest") -> dict[str, object]:
-    """The JSON of a bundle: the manifest's own words, and the sizes that follow from it."""
-    return {
+def bundle_document(path: str, manifest: "Manifest", every_file: bool) -> dict[str, object]:
+    """The JSON of a bundle: what its manifest says, and the sizes that follow from it."""
+    from dataclasses import asdict
+
+    architecture = _planned_architecture(manifest)
+    document: dict[str, object] = {
         "kind": "bundle",
         "path": path,
         "edgeforge_version": manifest.edgeforge_version,
-        "target": manifest.target,
-        "source": manifest.source,
+        "target": dict(manifest.target),
+        "source": asdict(manifest.source),
+        "architecture": manifest.plan.get("architecture"),
+        "parameters": None if architecture is None else architecture.parameter_count,
+        "model": asdict(manifest.model),
+        "requirements": {**asdict(manifest.requirements), "packages": dict(manifest.requirements.packages)},
+        "size_bytes": sum(record.size for record in manifest.files.values()),
+        "size_bytes_by_role": size_by_role(manifest),
     }
+    if every_file:
+        document["files"] = {name: asdict(record) for name, record in manifest.files.items()}
+    return document
+
+
+def size_by_role(manifest: "Manifest") -> dict[str, int]:
+    """Bytes of the bundle's files by their role, largest first."""
+    sizes: dict[str, int] = {}
+    for record in manifest.files.values():
+        sizes[record.role] = sizes.get(record.role, 0) + record.size
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def architecture_fields(architecture: "LlamaArchitecture") -> list[tuple[str, str]]:
@@ -163,7 +183,38 @@ def _render_checkpoint(path: str, checkpoint: "Checkpoint", every_tensor: bool) 
 
 
 def _render_bundle(path: str, manifest: "Manifest", every_file: bool) -> str:
-    raise NotImplementedError
+    from edgeforge.cli.text import bytes_text, fields, table
+
+    source, model, target = manifest.source, manifest.model, manifest.target
+    origin = " ".join(part for part in (source.kind, source.name, source.revision) if part)
+    packages = ", ".join(f"{name}{least}" for name, least in manifest.requirements.packages.items())
+    pairs = [
+        ("bundle", f"{path}, built by EdgeForge {manifest.edgeforge_version}"),
+        ("target", f"{target.get('name')}: {target.get('description', '')}".removesuffix(": ")),
+        ("stored as", f"{target.get('scheme')}, activations {model.activations}, KV cache {model.kv_cache}"),
+        ("source", f"{origin}, {source.precision}"),
+        ("fingerprint", source.fingerprint),
+        ("context", f"{model.context_length:,} tokens"),
+        ("needs", f"{packages}; {manifest.requirements.provider}"),
+    ]
+    architecture = _planned_architecture(manifest)
+    if architecture is not None:
+        pairs += architecture_fields(architecture)
+    counts = {role: sum(record.role == role for record in manifest.files.values()) for role in size_by_role(manifest)}
+    rows = [(role, str(counts[role]), bytes_text(size)) for role, size in size_by_role(manifest).items()]
+    rows.append(("all", str(len(manifest.files)), bytes_text(sum(size_by_role(manifest).values()))))
+    parts = [fields(pairs, indent=0), table(("Role", "Files", "Size"), rows, right=frozenset({1, 2}))]
+    if every_file:
+        listing = [(name, record.role, bytes_text(record.size)) for name, record in manifest.files.items()]
+        parts.append(table(("File", "Role", "Size"), listing, right=frozenset({2})))
+    return "\n\n".join(parts)
+
+
+def _planned_architecture(manifest: "Manifest") -> "LlamaArchitecture | None":
+    from edgeforge.model.architecture import architecture_from_json
+
+    document = manifest.plan.get("architecture")
+    return architecture_from_json(document) if isinstance(document, dict) else None
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -171,6 +222,3 @@ def _product(shape: tuple[int, ...]) -> int:
     for length in shape:
         size *= length
     return size
-
-
-_ = Mapping

@@ -12,7 +12,14 @@ from typing import Literal, Self, TextIO
 Style = Literal["bars", "lines", "none"]
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0
-SAYS = {"fetch": "Fetching", "quantize": "Quantizing", "hash": "Hashing", "validate": "Validating"}
+SAYS = {
+    "fetch": "Fetching",
+    "quantize": "Quantizing",
+    "hash": "Hashing",
+    "validate": "Validating",
+    "verify": "Verifying",
+    "measure": "Measuring",
+}
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,17 +1,19 @@
 """`edgeforge verify`: every byte of a bundle against its manifest."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from edgeforge.cli.options import json_option
+from edgeforge.cli.options import json_option, quiet_option
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--quick", is_flag=True, help="Sizes of all files, hashes of the small ones only.")
 @json_option
-def verify(bundle: Path, quick: bool, as_json: bool) -> None:
+@quiet_option
+def verify(bundle: Path, quick: bool, as_json: bool, quiet: bool) -> None:
     """Check every byte of BUNDLE against its manifest and SHA256SUMS.
 
     A changed, missing or extra file is named and ends with exit code 6.
@@ -22,11 +24,13 @@ def verify(bundle: Path, quick: bool, as_json: bool) -> None:
       edgeforge verify artifacts/demo-cpu --quick
     """
     from edgeforge.cli.console import emit_json
+    from edgeforge.cli.progress import Progress
     from edgeforge.cli.text import bytes_text
-    from edgeforge.runtime.manifest import verify as verify_bundle
+    from edgeforge.runtime.integrity import verify as verify_bundle
 
-    level = "quick" if quick else "full"
-    manifest = verify_bundle(bundle, level=level)
+    level: Literal["quick", "full"] = "quick" if quick else "full"
+    with Progress(quiet=quiet or as_json) as progress:
+        manifest = verify_bundle(bundle, level, lambda done, total: progress("verify", done, total))
     files = manifest.files
     size = sum(file.size for file in files.values())
     if as_json:

@@ -1,0 +1,159 @@
+"""How fast a bundle answers, measured through the runtime that users embed.
+
+A prompt of random ids (fixed seed) is read into an empty context, then tokens are decoded greedily one by one.
+*Prefill* is prompt tokens over the time until the first logits, *decode* is new tokens over the time they took, each the
+median of the repeats after one unmeasured warm-up. Peak memory is the process's (ru_maxrss), so measure in a process of
+its own.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeforge.errors import UsageError
+
+SCHEMA_VERSION = 1
+SEED = 20_240_731
+Progress = Callable[[str, int, int], None]
+
+
+class Session(Protocol):
+    """The part of `edgeforge.runtime.session.Session` that is measured."""
+
+    def append(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits float32 [V] of the last of `ids`."""
+        ...
+
+    def reset(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One repeat."""
+
+    prefill_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """Medians over `runs`. `roofline_decode_tokens_per_s` is the plan's bound for the target, not for this machine."""
+
+    edgeforge_version: str
+    manifest_sha256: str
+    target: str
+    prompt_tokens: int
+    new_tokens: int
+    load_seconds: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    peak_memory_bytes: int
+    roofline_decode_tokens_per_s: float | None
+    runs: tuple[Run, ...]
+
+
+def bench(
+    bundle: Path,
+    *,
+    prompt_tokens: int = 128,
+    new_tokens: int = 64,
+    repeats: int = 5,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Load the bundle, warm up once, measure `repeats` times.
+
+    Raises UsageError when prompt and answer do not fit the bundle's context, and the runtime's own errors on loading.
+    """
+    from edgeforge import __version__, runtime
+
+    started = time.perf_counter()
+    model = runtime.load(bundle, threads=threads)
+    load_seconds = time.perf_counter() - started
+    manifest = model.manifest
+    room = manifest.model.context_length
+    if prompt_tokens + new_tokens > room:
+        asked = f"{prompt_tokens} prompt and {new_tokens} new tokens"
+        raise UsageError(f"{asked} do not fit the bundle's context of {room}", hint="ask for fewer tokens")
+    ids = random_ids(prompt_tokens, manifest.model.vocab_size)
+    runs = measure(model.session, ids, new_tokens=new_tokens, repeats=repeats, progress=progress)
+    return BenchReport(
+        edgeforge_version=__version__,
+        manifest_sha256=hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
+        target=str(manifest.target["name"]),
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        load_seconds=load_seconds,
+        prefill_tokens_per_s=prompt_tokens / median(run.prefill_seconds for run in runs),
+        decode_tokens_per_s=new_tokens / median(run.decode_seconds for run in runs),
+        peak_memory_bytes=peak_memory_bytes(),
+        roofline_decode_tokens_per_s=roofline(manifest.plan),
+        runs=runs,
+    )
+
+
+def random_ids(count: int, vocab_size: int) -> list[int]:
+    """`count` ids below `vocab_size`, the same ones every time."""
+    ids: list[int] = np.random.default_rng(SEED).integers(0, vocab_size, count).tolist()
+    return ids
+
+
+def measure(
+    session: Session,
+    ids: Sequence[int],
+    *,
+    new_tokens: int,
+    repeats: int,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Run, ...]:
+    """Time `repeats` runs after a warm-up that is thrown away."""
+    runs = []
+    for repeat in range(repeats + 1):
+        session.reset()
+        started = clock()
+        logits = session.append(ids)
+        first = clock()
+        for _ in range(new_tokens):
+            logits = session.append([int(np.argmax(logits))])
+        runs.append(Run(prefill_seconds=first - started, decode_seconds=clock() - first))
+        if progress is not None:
+            progress("measure", repeat + 1, repeats + 1)
+    return tuple(runs[1:])
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process ever had resident; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def roofline(plan: Mapping[str, object]) -> float | None:
+    """The plan's decode bound, bandwidth / bytes per token, where the manifest carries one."""
+    value = plan.get("decode_tokens_per_s")
+    return float(value) if isinstance(value, (int, float)) and value > 0 else None
+
+
+def report_to_json(report: BenchReport) -> dict[str, object]:
+    return {"schema_version": SCHEMA_VERSION, **asdict(report)}
+
+
+def write_bench(report: BenchReport, bundle: Path) -> Path:
+    """Write BUNDLE/reports/bench.json; the bundle must be sealed again afterwards."""
+    path = bundle / "reports" / "bench.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(report_to_json(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return path
