@@ -159,7 +159,7 @@ def _render(found: Diagnosis) -> str:
     if not found.gpus:
         pairs.append(("GPU", "none found by nvidia-smi"))
     packages = [
-        (package.name, package.version or "not installed", package.minimum or "", package.cure or package.use)
+        (package.name, package.version or "not installed", package.minimum or "", _note_on(package))
         for package in found.packages
     ]
     targets = [(target.name, "yes" if target.runs else "no", target.reason) for target in found.targets]
@@ -170,3 +170,7 @@ def _render(found: Diagnosis) -> str:
             table(("Target", "Runs", "Note"), targets),
         ]
     )
+
+
+def _note_on(package: PackageReport) -> str:
+    return "; ".join(part for part in (package.use, package.cure) if part)

@@ -30,19 +30,26 @@ def model_slug(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
-@contextmanager
-def destination(out: Path, *, force: bool) -> Iterator[Path]:
-    """The folder to build into so that `out` is never half a bundle; with `force`, the old one stays until the end.
-
-    Raises UsageError when `out` exists, and with `force` when it holds anything that is not a bundle.
-    """
+def check_destination(out: Path, *, force: bool) -> None:
+    """UsageError when `out` exists, and with `force` when it holds anything that is not a bundle."""
     if not out.exists() and not out.is_symlink():
-        yield out
         return
     if not force:
         raise UsageError(f"{out} exists already", hint="choose another folder with --out, or replace it with --force")
     if not _is_replaceable(out):
         raise UsageError(f"{out} is not a bundle, so --force will not delete it", hint="choose another folder")
+
+
+@contextmanager
+def destination(out: Path, *, force: bool) -> Iterator[Path]:
+    """The folder to build into so that `out` is never half a bundle; with `force`, the old one stays until the end.
+
+    Raises as `check_destination` does.
+    """
+    check_destination(out, force=force)
+    if not out.exists():
+        yield out
+        return
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.replacing-", dir=out.parent) as folder:
         fresh = Path(folder) / out.name
         yield fresh

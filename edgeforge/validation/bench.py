@@ -1,9 +1,9 @@
 """How fast a bundle answers, measured through the runtime that users embed.
 
 A prompt of random ids (fixed seed) is read into an empty context, then tokens are decoded greedily one by one.
-*Prefill* is prompt tokens over the time until the first logits, *decode* is new tokens over the time they took, each the
-median of the repeats after one unmeasured warm-up. Peak memory is the process's (ru_maxrss), so measure in a process of
-its own.
+*Prefill* is prompt tokens over the time until the first logits, *decode* is new tokens over the time they took, each
+the median of the repeats after one unmeasured warm-up. Peak memory is the process's (ru_maxrss), so measure in a
+process of its own.
 """
 
 import hashlib
@@ -26,14 +26,16 @@ SEED = 20_240_731
 Progress = Callable[[str, int, int], None]
 
 
-class Session(Protocol):
-    """The part of `edgeforge.runtime.session.Session` that is measured."""
+class Decoder(Protocol):
+    """The part of `edgeforge.runtime.session.Decoder` that is measured."""
 
     def append(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 [V] of the last of `ids`."""
         ...
 
-    def reset(self) -> None: ...
+    def rewind(self, length: int) -> None:
+        """Forget everything but the first `length` tokens."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,7 @@ def bench(
         asked = f"{prompt_tokens} prompt and {new_tokens} new tokens"
         raise UsageError(f"{asked} do not fit the bundle's context of {room}", hint="ask for fewer tokens")
     ids = random_ids(prompt_tokens, manifest.model.vocab_size)
-    runs = measure(model.session, ids, new_tokens=new_tokens, repeats=repeats, progress=progress)
+    runs = measure(model.decoder, ids, new_tokens=new_tokens, repeats=repeats, progress=progress)
     return BenchReport(
         edgeforge_version=__version__,
         manifest_sha256=hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
@@ -108,7 +110,7 @@ def random_ids(count: int, vocab_size: int) -> list[int]:
 
 
 def measure(
-    session: Session,
+    decoder: Decoder,
     ids: Sequence[int],
     *,
     new_tokens: int,
@@ -119,12 +121,12 @@ def measure(
     """Time `repeats` runs after a warm-up that is thrown away."""
     runs = []
     for repeat in range(repeats + 1):
-        session.reset()
+        decoder.rewind(0)
         started = clock()
-        logits = session.append(ids)
+        logits = decoder.append(ids)
         first = clock()
         for _ in range(new_tokens):
-            logits = session.append([int(np.argmax(logits))])
+            logits = decoder.append([int(np.argmax(logits))])
         runs.append(Run(prefill_seconds=first - started, decode_seconds=clock() - first))
         if progress is not None:
             progress("measure", repeat + 1, repeats + 1)

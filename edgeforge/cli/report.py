@@ -1,0 +1,132 @@
+"""What `build` says at its end: the bundle, the plan's headline, what validation found, and what to try next."""
+
+from dataclasses import asdict
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from edgeforge.cli.text import bytes_text, fields, plus_minus
+from edgeforge.errors import GateFailed
+
+if TYPE_CHECKING:
+    from edgeforge.pipeline import BuildResult
+    from edgeforge.planning import BuildPlan
+    from edgeforge.validation.report import ValidationReport
+
+VERDICTS = {"pass": "passed", "undecided": "passed, with too few tokens to be sure", "fail": "FAILED"}
+
+
+def build_text(result: "BuildResult", out: Path) -> str:
+    """The report for people."""
+    pairs = [
+        ("bundle", str(out)),
+        ("size", f"{bytes_text(result.size_bytes)}, built in {result.seconds:.1f} s"),
+        *plan_fields(result.plan),
+    ]
+    validation = result.validation
+    if validation is None:
+        pairs.append(("validation", "skipped"))
+        notes: tuple[str, ...] = ()
+    else:
+        pairs += validation_fields(validation)
+        notes = validation.notes
+    pairs += [("note", note) for note in notes]
+    return f"{fields(pairs)}\n\nNext:\n{next_commands(out)}"
+
+
+def plan_fields(plan: "BuildPlan") -> list[tuple[str, str]]:
+    """The plan's headline: how weights are stored, what memory that takes, how fast it can be at best."""
+    target, memory = plan.target, plan.memory
+    stored = target.scheme if target.scheme.startswith("f") else f"{target.scheme}, groups of {target.group_size}"
+    return [
+        ("stored as", f"{stored}; embedding {target.embedding}, head {target.lm_head}"),
+        (
+            "memory",
+            f"{bytes_text(memory.total_bytes)} of {bytes_text(memory.available_bytes)} planned on {target.name}, "
+            f"context {target.context:,}",
+        ),
+        ("decode bound", f"{plan.decode_tokens_per_s:,.0f} tokens/s, by {target.profile.name}'s memory bandwidth"),
+    ]
+
+
+def validation_fields(report: "ValidationReport") -> list[tuple[str, str]]:
+    """Figures with their standard errors, and the gate's verdict."""
+    original = plus_minus(report.reference_perplexity, report.reference_perplexity_standard_error, 2)
+    limits = ", ".join(
+        f"{check.figure.replace('_', ' ').replace('kl', 'KL')} at most {check.limit:g}" for check in report.gate.checks
+    )
+    error = report.perplexity_ratio_standard_error
+    return [
+        (
+            "perplexity",
+            f"{plus_minus(report.perplexity, report.perplexity_standard_error, 2)}, original {original}, "
+            f"ratio {plus_minus(report.perplexity_ratio, error, 4)}",
+        ),
+        ("KL divergence", plus_minus(report.mean_kl_divergence, report.mean_kl_divergence_standard_error, 5)),
+        (
+            "same top token",
+            plus_minus(100 * report.same_top_token, 100 * report.same_top_token_standard_error, 1) + " %",
+        ),
+        ("scored", f"{report.scored_tokens:,} tokens of {report.text.name}, in {report.seconds:.1f} s"),
+        ("gate", f"{VERDICTS[report.verdict]} ({limits}; confidence {report.gate.confidence:.0%})"),
+    ]
+
+
+def check_gate(report: "ValidationReport", out: Path) -> None:
+    """GateFailed, with the figures that exceed their limits, when the verdict is fail."""
+    if report.verdict != "fail":
+        return
+    broken = ", ".join(
+        f"{check.figure.replace('_', ' ')} {check.value:.4g} exceeds {check.limit:g}"
+        for check in report.gate.checks
+        if check.verdict == "fail"
+    )
+    raise GateFailed(
+        f"the bundle lost more accuracy than target {report.target} allows: {broken}",
+        hint=f"{out} is kept, marked as failed; try --group-size 32 or --scheme w8a16",
+    )
+
+
+def next_commands(out: Path) -> str:
+    """Commands to try, ready to paste."""
+    folder = quote(str(out))
+    return "\n".join(
+        [
+            f'  python {folder} "What is the capital of France?"',
+            f"  edgeforge chat {folder}",
+            f"  edgeforge verify {folder}",
+            f"  edgeforge bench {folder}",
+        ]
+    )
+
+
+def build_document(result: "BuildResult", out: Path) -> dict[str, object]:
+    """The report for programs."""
+    from edgeforge.validation.report import report_to_json
+
+    validation = result.validation
+    return {
+        "bundle": str(out),
+        "size_bytes": result.size_bytes,
+        "seconds": result.seconds,
+        "target": result.plan.target.name,
+        "source": asdict(result.manifest.source),
+        "plan": plan_document(result.plan),
+        "validation": None if validation is None else report_to_json(validation),
+        "verdict": None if validation is None else validation.verdict,
+    }
+
+
+def plan_document(plan: "BuildPlan") -> dict[str, object]:
+    """The plan's headline figures."""
+    memory = plan.memory
+    return {
+        "scheme": plan.target.scheme,
+        "group_size": plan.target.group_size,
+        "context": plan.target.context,
+        "memory_bytes": memory.total_bytes,
+        "weights_bytes": memory.weights_bytes,
+        "available_bytes": memory.available_bytes,
+        "disk_bytes": plan.disk_bytes,
+        "decode_tokens_per_s": plan.decode_tokens_per_s,
+    }
