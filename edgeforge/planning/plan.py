@@ -1,0 +1,65 @@
+"""(architecture, target) -> BuildPlan: every decision and every predicted figure, before any weight is read.
+
+Pure arithmetic. `draft_plan` predicts, whether it fits or not; `make_plan` (in `fit`) refuses what does not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from edgeforge.hardware import Target
+from edgeforge.model.architecture import LlamaArchitecture
+from edgeforge.model.checkpoint import StoredGrid
+from edgeforge.planning.memory import MemoryBudget, WeightBytes, budget, bundle_bytes, kv_cache_bytes, weight_bytes
+from edgeforge.planning.schemes import choose_schemes
+from edgeforge.quantization.scheme import QuantizationScheme
+
+STAGES = ("fetch", "quantize", "hash", "validate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPlan:
+    """What will be built and what it will take.
+
+    target               as asked for, its context cut to what the model can do
+    schemes              one per linear, plus the embedding's, by tensor name
+    memory               per card
+    disk_bytes           the finished bundle
+    decode_tokens_per_s  upper bound: all sequences of the batch together, at half the context, memory bandwidth alone
+    stages               what `build` will do, in order
+    """
+
+    architecture: LlamaArchitecture
+    target: Target
+    schemes: Mapping[str, QuantizationScheme]
+    memory: MemoryBudget
+    disk_bytes: int
+    decode_tokens_per_s: float
+    stages: tuple[str, ...] = STAGES
+
+
+def draft_plan(
+    architecture: LlamaArchitecture, target: Target, *, stored: Mapping[str, StoredGrid] | None = None
+) -> BuildPlan:
+    """The plan, without asking whether it fits. `stored`: integer grids the checkpoint's tensors already lie on."""
+    target = replace(target, context=min(target.context, architecture.max_position_embeddings))
+    schemes = choose_schemes(architecture, target, stored or {})
+    weights = weight_bytes(architecture, target, schemes)
+    return BuildPlan(
+        architecture=architecture,
+        target=target,
+        schemes=schemes,
+        memory=budget(architecture, target, schemes, weights),
+        disk_bytes=bundle_bytes(architecture, weights),
+        decode_tokens_per_s=_decode_tokens_per_s(architecture, target, weights),
+    )
+
+
+def _decode_tokens_per_s(architecture: LlamaArchitecture, target: Target, weights: WeightBytes) -> float:
+    """Bandwidth over the bytes read for one token of every sequence: all matrices once, each sequence's cache.
+
+    The embedding is read by single rows, so it counts only where it is also the output head.
+    """
+    head = weights.embedding if architecture.tie_word_embeddings else 0
+    matrices = (weights.linears + head) / target.tensor_parallel
+    cache = target.batch * kv_cache_bytes(architecture, target, target.context // 2)
+    return target.batch * target.profile.bandwidth_bytes_per_s / (matrices + weights.others + cache)

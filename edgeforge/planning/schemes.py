@@ -1,0 +1,88 @@
+"""Which scheme each weight gets: the target's, unless the checkpoint's own integers can be carried over as they are.
+
+One scheme per linear, plus one for the embedding table (which is also the output head's where the two are tied).
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+
+from edgeforge.hardware import SCHEMES, Target
+from edgeforge.model.architecture import Linear, LlamaArchitecture
+from edgeforge.model.checkpoint import StoredGrid
+from edgeforge.quantization.scheme import GROUP_SIZES, QuantizationScheme, effective_group_size
+
+EMBEDDING = "model.embed_tokens.weight"
+# Linears that share an input, and that backends multiply as one matrix: they must share a scheme.
+FUSED: Mapping[str, str] = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+
+
+def choose_schemes(
+    architecture: LlamaArchitecture, target: Target, stored: Mapping[str, StoredGrid]
+) -> dict[str, QuantizationScheme]:
+    """A scheme for the embedding and for every linear, in the architecture's order.
+
+    `stored` holds the integer grids that the checkpoint's weights already lie on, by tensor name.
+    """
+    schemes = {EMBEDDING: _embedding_scheme(architecture, target, stored.get(EMBEDDING))}
+    for block in fused_blocks(architecture):
+        carried = {_carried(linear, target, stored.get(linear.name)) for linear in block}
+        shared = carried.pop() if len(carried) == 1 else None
+        for linear in block:
+            schemes[linear.name] = shared or _fresh(_wanted(linear, target), linear.in_features, target)
+    return schemes
+
+
+def fused_blocks(architecture: LlamaArchitecture) -> Iterator[list[Linear]]:
+    """The linears in order, those of one fused matrix together: [q, k, v], [o], [gate, up], [down], ..., [lm_head]."""
+    for _, members in groupby(architecture.linears(), key=lambda linear: (linear.layer, block_name(linear.role))):
+        yield list(members)
+
+
+def block_name(role: str) -> str:
+    """The fused matrix that a role belongs to: qkv, gate_up, or the role itself."""
+    return FUSED.get(role, role)
+
+
+def _wanted(linear: Linear, target: Target) -> str:
+    """The scheme's name before anything is carried over. A float target is float throughout."""
+    if linear.role == "lm_head" and not SCHEMES[target.scheme].is_float:
+        return target.lm_head
+    return target.scheme
+
+
+def _fresh(name: str, in_features: int, target: Target) -> QuantizationScheme:
+    facts = SCHEMES[name]
+    if facts.is_float:
+        return QuantizationScheme(name=name, bits=facts.bits)
+    size = effective_group_size(in_features, target.group_size)
+    return QuantizationScheme(name=name, bits=facts.bits, group_size=size, symmetric=target.symmetric)
+
+
+def _embedding_scheme(architecture: LlamaArchitecture, target: Target, grid: StoredGrid | None) -> QuantizationScheme:
+    wanted = target.scheme if SCHEMES[target.scheme].is_float else target.embedding
+    # A gathered row is dequantized with integer zero points only, so a grid with float offsets is not carried over.
+    if grid is not None and not grid.offset:
+        carried = _as_scheme(grid, wanted, architecture.hidden_size)
+        if carried is not None:
+            return carried
+    fresh = _fresh(wanted, architecture.hidden_size, target)
+    if fresh.group_size is not None and architecture.hidden_size % fresh.group_size:
+        return _fresh(target.activations, architecture.hidden_size, target)
+    return fresh
+
+
+def _carried(linear: Linear, target: Target, grid: StoredGrid | None) -> QuantizationScheme | None:
+    return None if grid is None else _as_scheme(grid, _wanted(linear, target), linear.in_features)
+
+
+def _as_scheme(grid: StoredGrid, wanted: str, in_features: int) -> QuantizationScheme | None:
+    """The stored grid as a scheme, if it is no larger than what was asked for and the rows divide into its groups."""
+    asked = SCHEMES[wanted]
+    if asked.is_float or grid.bits > asked.bits or grid.group_size not in GROUP_SIZES or in_features % grid.group_size:
+        return None
+    for name, facts in SCHEMES.items():
+        if facts.bits == grid.bits and not facts.is_float:
+            return QuantizationScheme(
+                name=name, bits=grid.bits, group_size=grid.group_size, symmetric=not grid.offset, offset=grid.offset
+            )
+    return None
