@@ -1,0 +1,79 @@
+"""The runtime of an EdgeForge bundle: numpy, onnxruntime, tokenizers, nothing else (jinja2 where a chat template is
+used).
+
+This folder is copied into every bundle as BUNDLE/runtime/, and is importable from there without EdgeForge:
+
+    sys.path.insert(0, "BUNDLE")
+    import runtime
+
+    model = runtime.load("BUNDLE")
+    for chunk in model.chat([{"role": "user", "content": "Hello"}]):
+        print(chunk.text, end="", flush=True)
+
+Importing it is instant: numpy and onnxruntime are imported by `load`. Set PYTHONDONTWRITEBYTECODE=1 (or
+`sys.dont_write_bytecode = True` before the import) to keep Python from adding __pycache__ to the bundle, which
+`edgeforge verify` reports.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import BundleError, CorruptBundle, MissingRequirement, UnusableBundle
+from .integrity import verify
+from .manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from .model import Model
+    from .stream import Chunk, Timings, Usage
+
+__all__ = [
+    "BundleError",
+    "Chunk",
+    "CorruptBundle",
+    "Manifest",
+    "MissingRequirement",
+    "Model",
+    "Timings",
+    "UnusableBundle",
+    "Usage",
+    "load",
+    "read_manifest",
+    "verify",
+]
+
+
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    verify: "Literal['quick', 'full']" = "quick",
+    device: "Literal['cpu', 'cuda'] | None" = None,
+) -> "Model":
+    """Check the bundle's files and requirements, and open it.
+
+    threads: for onnxruntime; None takes the physical cores this process may use. device: None takes the one that the
+    bundle was built for; "cpu" runs a CUDA bundle on the processor. The weights are read at the first token, or by
+    `Model.warm_up()`. UnusableBundle (not a bundle), CorruptBundle (a byte differs), MissingRequirement (no package or
+    device).
+    """
+    from .engine import import_package
+
+    for package in ("numpy", "onnxruntime", "tokenizers"):
+        import_package(package, device or "cpu")
+    from .model import load as load_model
+
+    return load_model(path, threads=threads, verify_level=verify, device=device)
+
+
+def __getattr__(name: str) -> object:
+    if name == "Model":
+        from . import model
+
+        return model.Model
+    if name in ("Chunk", "Timings", "Usage"):
+        from . import stream
+
+        return getattr(stream, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,70 @@
+"""Chat templates: messages in, the prompt's text out. Needs jinja2, which is imported when the first template is
+rendered.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, NoReturn
+
+from .errors import MissingRequirement, UnusableBundle
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Message = Mapping[str, object]
+
+
+def render(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    bos_token: str | None,
+    eos_token: str | None,
+    add_generation_prompt: bool = True,
+) -> str:
+    """The prompt as transformers' apply_chat_template renders it; UnusableBundle where the template refuses."""
+    compiled = _compile(template)
+    try:
+        return compiled.render(
+            messages=messages,
+            bos_token=bos_token or "",
+            eos_token=eos_token or "",
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            documents=None,
+        )
+    except Exception as error:  # a template is a program: what it raises is its author's choice
+        raise UnusableBundle(f"the chat template refuses these messages: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _compile(template: str) -> "Template":
+    try:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise MissingRequirement("chat templates need the package jinja2", hint="pip install jinja2") from None
+    # The template comes with the model, from strangers: it may compute, and touch nothing.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    try:
+        return environment.from_string(template)
+    except TemplateError as error:
+        raise UnusableBundle(f"the bundle's chat template is not valid: {error}") from error
+
+
+def _tojson(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    # jinja2's own escapes HTML, which a prompt is not.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def _refuse(message: str) -> NoReturn:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)

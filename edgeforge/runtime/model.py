@@ -1,0 +1,242 @@
+"""A loaded bundle: text in, text out."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chat import Message, render
+from .engine import Device, Graph, check_packages, device_of, open_graph
+from .errors import UnusableBundle
+from .generate import GenerationOptions, generate, shared_prefix
+from .growing import GrowingCacheDecoder
+from .integrity import Level, verify
+from .manifest import Manifest
+from .sampling import Sampling
+from .session import Decoder, Scorer, SharedCacheDecoder
+from .stream import Chunk, Turns, stream
+from .text import Detokenizer, StopFilter
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+N = TypeVar("N", int, float)
+
+
+class _Scorer(Protocol):
+    def score(self, ids: Sequence[int]) -> NDArray[np.float32]: ...
+
+
+class Model:
+    """A bundle that answers. Made by `load`; the weights are read when first needed (`warm_up` reads them now).
+
+    There is one KV cache: one generation at a time. A prompt that begins like what the cache holds (a chat's next turn)
+    is computed from where it differs.
+    """
+
+    def __init__(self, bundle: Path, manifest: Manifest, *, device: Device, threads: int | None) -> None:
+        self.bundle = bundle
+        self.manifest = manifest
+        self.device: Device = device
+        self._threads = threads
+        self._opening = threading.RLock()
+        self._turns = Turns()
+        self._decoder: Decoder | None = None
+        self._scorer: _Scorer | None = None
+        self.tokenizer = _open_tokenizer(bundle / manifest.model.tokenizer)
+        self.chat_template = _read_template(bundle, manifest.model.chat_template)
+        # Ids without text, exactly those that decoding skips.
+        self._special = frozenset(
+            id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special
+        )
+
+    @property
+    def context_length(self) -> int:
+        return self.manifest.model.context_length
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; BOS in front if the tokenizer adds one and `add_special_tokens`."""
+        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def warm_up(self) -> None:
+        """Read the weights now rather than at the first token."""
+        self._open_decoder()
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt that the bundle's chat template makes of messages ({"role": ..., "content": ...}), up to the
+        answer.
+        """
+        if self.chat_template is None:
+            raise UnusableBundle(
+                "this model has no chat template: it continues texts, it was not trained to answer",
+                hint="generate from a plain prompt",
+            )
+        model = self.manifest.model
+        text = render(self.chat_template, messages, bos_token=model.bos_token, eos_token=model.eos_token)
+        return self.encode(text, add_special_tokens=False)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        cancel: threading.Event | None = None,
+    ) -> Iterator[Chunk]:
+        """Answer the last of `messages`; the keywords are those of `generate`."""
+        return self.generate(
+            self.chat_ids(messages),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            cancel=cancel,
+        )
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        cancel: threading.Event | None = None,
+        ignore_eos: bool = False,
+    ) -> Iterator[Chunk]:
+        """Continue `prompt`, a text or token ids. Checked at once; computed as the chunks are asked for.
+
+        None means what the model's authors recommend in generation_config.json: greedy unless they sample. temperature
+        0 is greedy. `max_new_tokens` None: until the text or the context ends. The chunks' text never contains a string
+        of `stop`; setting `cancel` (from any thread) ends the answer. UnusableBundle for a prompt longer than the
+        context or a value out of range.
+        """
+        options = GenerationOptions(
+            sampling=self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed),
+            eos_token_ids=() if ignore_eos else self.manifest.model.eos_token_ids,
+            max_new_tokens=max_new_tokens,
+        )
+        ids = self._checked(self.encode(prompt) if isinstance(prompt, str) else list(prompt))
+        return self._stream(ids, options, stop, cancel)
+
+    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits float32 [T, V] for T ids: row t is what the model expects after ids[: t + 1]."""
+        checked = self._checked(list(ids))
+        with self._opening:
+            if self._scorer is None:
+                self._scorer = self._open_scorer()
+            return self._scorer.score(checked)
+
+    def _stream(
+        self, ids: list[int], options: GenerationOptions, stop: Sequence[str], cancel: threading.Event | None
+    ) -> Iterator[Chunk]:
+        decoder = self._open_decoder()
+        yield from stream(
+            generate(decoder, ids, options, vocab_size=self.manifest.model.vocab_size, cancel=cancel),
+            Detokenizer(self.decode, self._special),
+            StopFilter(stop),
+            turns=self._turns,
+            prompt_tokens=len(ids),
+            reused_tokens=shared_prefix(decoder.cached_ids, ids),
+        )
+
+    def _sampling(
+        self,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
+        min_p: float | None,
+        repetition_penalty: float | None,
+        seed: int | None,
+    ) -> Sampling:
+        """What the caller asked for, else what the model's authors did, else greedy."""
+        theirs = self.manifest.model.generation
+        usual = _first(theirs.temperature, 1.0) if theirs.do_sample else 0.0
+        return Sampling(
+            temperature=_first(temperature, usual),
+            top_k=_first(top_k, theirs.top_k, 0),
+            top_p=_first(top_p, theirs.top_p, 1.0),
+            min_p=_first(min_p, 0.0),
+            repetition_penalty=_first(repetition_penalty, theirs.repetition_penalty, 1.0),
+            seed=seed,
+        )
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        model = self.manifest.model
+        if not ids:
+            raise UnusableBundle("the prompt is empty", hint="give the model at least one token to start from")
+        if len(ids) > model.context_length:
+            raise UnusableBundle(
+                f"the prompt has {len(ids)} tokens, more than the bundle's context of {model.context_length}",
+                hint="shorten it, or build the bundle with a longer --context",
+            )
+        if min(ids) < 0 or max(ids) >= model.vocab_size:
+            raise UnusableBundle(f"the prompt has a token id outside the vocabulary of {model.vocab_size}")
+        return ids
+
+    def _open_decoder(self) -> Decoder:
+        with self._opening:
+            if self._decoder is None:
+                shared = self.manifest.model.backend == "onnx"
+                open_decoder = SharedCacheDecoder if shared else GrowingCacheDecoder
+                graph = self._open_graph(self.manifest.model.graph)
+                self._decoder = open_decoder(graph, self.manifest.model, self.device)
+            return self._decoder
+
+    def _open_scorer(self) -> _Scorer:
+        model = self.manifest.model
+        graph = self._open_graph(model.scoring_graph)
+        return (Scorer if model.backend == "onnx" else GrowingCacheDecoder)(graph, model, self.device)
+
+    def _open_graph(self, path: str) -> Graph:
+        return open_graph(self.bundle / path, device=self.device, threads=self._threads)
+
+
+def load(
+    path: str | Path, *, threads: int | None = None, verify_level: Level = "quick", device: Device | None = None
+) -> Model:
+    """Check a bundle and what it needs, and open it; see the package's `load`."""
+    bundle = Path(path)
+    manifest = verify(bundle, verify_level)
+    chosen = device or device_of(manifest.requirements.provider)
+    check_packages(manifest.requirements.packages, chosen)
+    return Model(bundle, manifest, device=chosen, threads=threads)
+
+
+def _first(*values: N | None) -> N:
+    return next(value for value in values if value is not None)
+
+
+def _open_tokenizer(path: Path) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises bare Exception
+        raise UnusableBundle(f"{path.name} cannot be read by the tokenizers package: {error}") from error
+
+
+def _read_template(bundle: Path, path: str | None) -> str | None:
+    return None if path is None else (bundle / path).read_text(encoding="utf-8")
