@@ -1,7 +1,7 @@
 """The comparison itself: both models read the same tokens, and every scored token is weighed.
 
 The reference runs in float32 from the checkpoint, one layer's weights in memory at a time, over as many chunks at once
-as HIDDEN_BYTES allows (the more at once, the fewer times the weights are read). Logits exist for one chunk at a time.
+as WORKING_BYTES allow (the more at once, the fewer times the weights are read). Logits exist for one chunk at a time.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from edgeforge.validation.statistics import NonFiniteLogitsError, TokenValues, c
 LogitsOfChunk = Callable[[int], NDArray[np.float32]]  # chunk number -> the scored positions' logits [S, V]
 Progress = Callable[[int, int], None]  # steps done, steps in all
 
-HIDDEN_BYTES = 128 << 20
+WORKING_BYTES = 384 << 20  # activations of the reference's forward pass
 
 
 def compare(
@@ -62,9 +62,11 @@ class ReferenceLogits:
 
     @property
     def group_size(self) -> int:
-        """Chunks whose hidden states are held at once."""
-        bytes_per_chunk = self.chunks.context * self.checkpoint.architecture.hidden_size * 4
-        return min(self.chunks.count, max(1, HIDDEN_BYTES // bytes_per_chunk))
+        """Chunks that the forward pass takes at once."""
+        architecture = self.checkpoint.architecture
+        # per token: the residual stream, its norm, queries and attention's answer; gate and up of the MLP
+        values = 4 * architecture.hidden_size + 2 * architecture.intermediate_size
+        return min(self.chunks.count, max(1, WORKING_BYTES // (4 * values * self.chunks.context)))
 
     @property
     def groups(self) -> int:

@@ -65,7 +65,7 @@ def validate(
         values,
         pieces,
         gate=judge(summarize(values), gate),
-        target=str(manifest.target["name"]),
+        target=str(manifest.target.get("name", "unknown")),
         manifest_sha256=hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
         reference=_describe(checkpoint, manifest),
         text=Text(
@@ -121,7 +121,7 @@ def _tokenize(bundle: Path, manifest: Manifest, checkpoint: Checkpoint, text: st
 def _score(
     pieces: Chunks,
     checkpoint: Checkpoint,
-    candidate: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    candidate: Callable[[Sequence[int]], NDArray[np.float32]],
     progress: Progress | None,
 ) -> TokenValues:
     """Both models over all chunks; a step is one layer of one group, or one chunk's logits."""
@@ -141,7 +141,7 @@ def _score(
     return compare(
         pieces,
         ReferenceLogits(checkpoint=checkpoint, chunks=pieces, progress=layer_done),
-        lambda chunk: candidate(pieces.ids[chunk])[pieces.positions],
+        lambda chunk: candidate(pieces.ids[chunk].tolist())[pieces.positions],
         chunk_done,
     )
 
