@@ -1,6 +1,6 @@
 """(architecture, target) -> plan: which scheme each linear gets, and what the result takes. No weights, no I/O."""
 
-from edgeforge.planning.fit import Alternative, PlanDoesNotFit, make_plan
+from edgeforge.planning.fit import Alternative, PlanDoesNotFit, make_plan, max_context
 from edgeforge.planning.memory import MemoryBudget, matrix_bytes
 from edgeforge.planning.overrides import apply_overrides
 from edgeforge.planning.plan import BuildPlan, draft_plan
@@ -22,6 +22,7 @@ __all__ = [
     "fused_blocks",
     "make_plan",
     "matrix_bytes",
+    "max_context",
     "plan_from_json",
     "plan_to_json",
     "scheme_key",

@@ -10,6 +10,7 @@ from edgeforge.errors import DoesNotFit
 from edgeforge.hardware import BACKENDS, SCHEMES, Target
 from edgeforge.model.architecture import LlamaArchitecture
 from edgeforge.model.checkpoint import StoredGrid
+from edgeforge.planning.memory import budget, weight_bytes
 from edgeforge.planning.overrides import with_scheme
 from edgeforge.planning.plan import BuildPlan, draft_plan
 
@@ -49,6 +50,19 @@ def make_plan(
     if plan.memory.fits:
         return plan
     raise PlanDoesNotFit(plan, tuple(_alternatives(plan.target, draft)))
+
+
+def max_context(plan: BuildPlan) -> int | None:
+    """The longest context, in steps of CONTEXT_STEP tokens, that fits with the plan's schemes; None where none does."""
+    a, longest = plan.architecture, plan.architecture.max_position_embeddings
+
+    def draft(steps: int) -> BuildPlan:
+        target = replace(plan.target, context=min(steps * CONTEXT_STEP, longest))
+        memory = budget(a, target, plan.schemes, weight_bytes(a, target, plan.schemes))
+        return replace(plan, target=target, memory=memory)
+
+    best = _largest(-(-longest // CONTEXT_STEP), draft)
+    return None if best is None else best.target.context
 
 
 def _alternatives(target: Target, draft: Draft) -> Iterator[Alternative]:
@@ -104,17 +118,28 @@ def _everything_smaller(target: Target, draft: Draft) -> Iterator[Alternative]:
 
 
 def _more_cards(target: Target, draft: Draft) -> Alternative | None:
-    """The fewest cards, a power of two that divides the heads, that hold the model; only for cards one can add."""
+    """The fewest cards that hold the model as asked for, else with the fewest bits; only for cards one can add."""
     if target.profile.kind != "gpu":
         return None
+    for scheme in (target.scheme, *_smaller_schemes(target)[-1:]):
+        plan = _fewest_cards(with_scheme(target, scheme), draft)
+        if plan is not None:
+            cards = plan.target.tensor_parallel
+            fewer_bits = "" if scheme == target.scheme else f" --scheme {scheme}"
+            possible = cards <= BACKENDS[target.backend].max_tensor_parallel
+            return Alternative(change=f"{cards} x {target.profile.name}{fewer_bits}", plan=plan, available=possible)
+    return None
+
+
+def _fewest_cards(target: Target, draft: Draft) -> BuildPlan | None:
+    """The plan of the smallest power of two that divides the heads and holds the model, up to MAX_CARDS."""
     cards = 2 * target.tensor_parallel
     while cards <= MAX_CARDS:
         plan = draft(replace(target, tensor_parallel=cards))
         if plan.architecture.num_attention_heads % cards:
             return None
         if plan.memory.fits:
-            possible = cards <= BACKENDS[target.backend].max_tensor_parallel
-            return Alternative(change=f"{cards} x {target.profile.name}", plan=plan, available=possible)
+            return plan
         cards *= 2
     return None
 
@@ -147,13 +172,13 @@ def _sentence(plan: BuildPlan) -> str:
 
 def _hint(plan: BuildPlan, alternatives: tuple[Alternative, ...]) -> str:
     """What would fit; and where fewer bits or less context would not, that they would not."""
-    options = [_spoken(option) for option in alternatives]
-    if not any(option.available for option in alternatives):
-        smallest = (_smaller_schemes(plan.target) or [plan.target.scheme])[-1]
-        options.insert(0, f"no shorter context and no scheme of {plan.target.backend} ({smallest} is its smallest)")
-    if not alternatives:
-        options.append("a smaller model or a target with more memory is needed")
-    return "what would fit: " + "; ".join(options)
+    target = plan.target
+    options = "; ".join(_spoken(option) for option in alternatives)
+    if any(option.available for option in alternatives):
+        return f"what would fit: {options}"
+    smallest = (_smaller_schemes(target) or [target.scheme])[-1]
+    hint = f"no context is short enough, and {smallest} is the smallest scheme of backend {target.backend}; "
+    return hint + (f"what would fit: {options}" if options else "take a smaller model or a target with more memory")
 
 
 def _spoken(option: Alternative) -> str:

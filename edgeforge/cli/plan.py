@@ -1,0 +1,273 @@
+"""`edgeforge plan`: what a model will take on a target, from its config.json or its headers alone."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeforge.cli import options
+
+if TYPE_CHECKING:
+    from edgeforge.model.architecture import LlamaArchitecture
+    from edgeforge.model.checkpoint import StoredGrid
+    from edgeforge.planning import Alternative, BuildPlan
+    from edgeforge.quantization.scheme import QuantizationScheme
+
+ROLES = {"q": "query", "k": "key", "v": "value", "o": "output", "lm_head": "output head"}
+
+
+@click.command()
+@options.target_option
+@options.model_option
+@options.revision_option
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), help="A config.json, instead of a whole model."
+)
+@options.scheme_option
+@options.group_size_option
+@options.symmetric_option
+@options.context_option
+@options.batch_option
+@options.json_option
+def plan(
+    target: str,
+    model: str | None,
+    revision: str | None,
+    config: Path | None,
+    scheme: str | None,
+    group_size: int | None,
+    symmetric: bool | None,
+    context: int | None,
+    batch: int | None,
+    as_json: bool,
+) -> None:
+    """Predict memory, disk and speed on a target; reads no weights.
+
+    Exit code 4 says that the model does not fit, and what would: fewer bits, a shorter context, more cards.
+
+    \b
+    Examples:
+      edgeforge plan --target cpu --model demo
+      edgeforge plan --target h100 --config Llama-3.1-70B/config.json
+      edgeforge plan --target rtx4090 --config config.json --scheme f16 --context 32768
+      edgeforge plan --target jetson-orin-nx --config config.json --json
+    """
+    from edgeforge.errors import UsageError
+    from edgeforge.hardware import load_target
+    from edgeforge.planning import PlanDoesNotFit, apply_overrides, make_plan
+
+    if model is not None and config is not None:
+        raise UsageError("--model and --config exclude each other", hint="--config needs no weights, --model may have")
+    resolved = apply_overrides(
+        load_target(target), scheme=scheme, group_size=group_size, symmetric=symmetric, context=context, batch=batch
+    )
+    reference = str(config) if config else model or resolved.default_model
+    architecture, stored = _read_config(config) if config else _read_model(reference, revision)
+    try:
+        _show(make_plan(architecture, resolved, stored=stored), (), reference, as_json)
+    except PlanDoesNotFit as error:
+        _show(error.plan, error.alternatives, reference, as_json)
+        raise
+
+
+def _read_config(path: Path) -> tuple["LlamaArchitecture", dict[str, "StoredGrid"]]:
+    from edgeforge.model.architecture import architecture_from_config
+    from edgeforge.model.fields import read_json
+
+    return architecture_from_config(read_json(path)), {}
+
+
+def _read_model(reference: str, revision: str | None) -> tuple["LlamaArchitecture", dict[str, "StoredGrid"]]:
+    """A folder needs only its config.json; anything else is opened, which reads headers."""
+    from edgeforge.model.checkpoint import open_checkpoint
+
+    config = Path(reference).expanduser() / "config.json"
+    if reference != "demo" and config.is_file():
+        return _read_config(config)
+    checkpoint = open_checkpoint(reference, revision=revision)
+    grids = {name: checkpoint.tensor(name).grid for name in checkpoint.names}
+    return checkpoint.architecture, {name: grid for name, grid in grids.items() if grid is not None}
+
+
+def _show(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference: str, as_json: bool) -> None:
+    from edgeforge.cli.console import emit_json
+
+    if as_json:
+        emit_json(plan_document(plan, alternatives, reference))
+    else:
+        click.echo(plan_text(plan, alternatives, reference))
+
+
+def plan_text(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference: str) -> str:
+    """The plan for people: the model, its weights, the memory budget, and what would fit."""
+    from edgeforge.cli.text import fields
+
+    target, profile = plan.target, plan.target.profile
+    a = plan.architecture
+    batch = "" if target.batch == 1 else f", {target.batch} sequences at once"
+    head = [
+        ("model", f"{reference}, {count_text(a.parameter_count)} parameters in {a.num_hidden_layers} layers"),
+        ("target", f"{target.name}: {profile.title or profile.name}"),
+        ("backend", f"{target.backend}, {target.activations} activations, {target.kv_cache} KV cache"),
+        ("context", f"{target.context:,} tokens{batch}"),
+    ]
+    sections = [fields(head), _weights_text(plan), _memory_text(plan), fields(_outcome(plan))]
+    if alternatives:
+        sections.append(_alternatives_text(alternatives))
+    return "\n\n".join(sections)
+
+
+def _weights_text(plan: "BuildPlan") -> str:
+    from edgeforge.cli.text import bytes_text, table
+    from edgeforge.planning import weight_rows
+
+    rows = weight_rows(plan)
+    cells = [
+        [
+            f"  {ROLES.get(row.role, row.role)}",
+            scheme_text(row.scheme),
+            f"{row.tensors:,}",
+            count_text(row.parameters),
+            bytes_text(row.stored_bytes),
+        ]
+        for row in rows
+    ]
+    return table(["  Weights", "scheme", "tensors", "parameters", "stored"], cells, right=frozenset({2, 3, 4}))
+
+
+def _memory_text(plan: "BuildPlan") -> str:
+    """One line per part of the budget, with its share of what the hardware has."""
+    from edgeforge.cli.text import bytes_text, table
+
+    memory, cards = plan.memory, plan.target.tensor_parallel
+    parts = [
+        ("weights", memory.weights_bytes),
+        ("KV cache", memory.kv_cache_bytes),
+        ("activations", memory.activations_bytes),
+        ("runtime", memory.overhead_bytes),
+        ("total", memory.total_bytes),
+        ("available", memory.available_bytes),
+    ]
+    cells = [
+        [f"  {name}", bytes_text(count), f"{100 * count / memory.available_bytes:,.1f} %"] for name, count in parts
+    ]
+    title = "  Memory" if cards == 1 else f"  Memory, each of {cards}"
+    return table([title, "", ""], cells, right=frozenset({1, 2}))
+
+
+def _outcome(plan: "BuildPlan") -> list[tuple[str, str]]:
+    from edgeforge.cli.text import bytes_text
+    from edgeforge.planning import max_context
+
+    memory, profile, longest = plan.memory, plan.target.profile, max_context(plan)
+    verdict = (
+        f"yes, {bytes_text(memory.free_bytes)} to spare"
+        if memory.fits
+        else f"NO, {bytes_text(-memory.free_bytes)} too much"
+    )
+    model_limit = ", the model's own limit" if longest == plan.architecture.max_position_embeddings else ""
+    bandwidth = f"{profile.bandwidth_bytes_per_s / 1e9:,.0f} GB/s"
+    return [
+        ("fits", verdict),
+        ("longest context", "none fits" if longest is None else f"{longest:,} tokens{model_limit}"),
+        ("bundle on disk", bytes_text(plan.disk_bytes)),
+        ("decode bound", f"{speed_text(plan.decode_tokens_per_s)} tokens/s, by memory bandwidth of {bandwidth}"),
+    ]
+
+
+def _alternatives_text(alternatives: tuple["Alternative", ...]) -> str:
+    from edgeforge.cli.text import bytes_text, table
+
+    cells = [
+        [
+            f"  {option.change}",
+            bytes_text(option.plan.memory.total_bytes) + (" each" if option.plan.target.tensor_parallel > 1 else ""),
+            f"{speed_text(option.plan.decode_tokens_per_s)} tokens/s",
+            "" if option.available else f"once backend {option.plan.target.backend} can split a model",
+        ]
+        for option in alternatives
+    ]
+    return table(["  What would fit", "memory", "decode bound", ""], cells, right=frozenset({1, 2}))
+
+
+def scheme_text(scheme: "QuantizationScheme") -> str:
+    """`w4a16, groups of 128`, and what is not symmetric about it."""
+    if scheme.group_size is None:
+        return scheme.name
+    kind = ", offsets" if scheme.offset else "" if scheme.symmetric else ", zero points"
+    return f"{scheme.name}, groups of {scheme.group_size}{kind}"
+
+
+def count_text(count: int) -> str:
+    """4.2 M, 8.03 G would be read as bytes: 8.03 billion."""
+    for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if count >= size:
+            return f"{count / size:.2f} {word}" if count < 100 * size else f"{count / size:.1f} {word}"
+    return str(count)
+
+
+def speed_text(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 100 else f"{tokens_per_s:.1f}"
+
+
+def plan_document(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference: str) -> dict[str, object]:
+    """The plan for programs; keys carry units."""
+    from edgeforge.planning import max_context, weight_rows
+
+    target = plan.target
+    return {
+        "model": reference,
+        "parameters": plan.architecture.parameter_count,
+        "target": target.name,
+        "profile": target.profile.name,
+        "backend": target.backend,
+        "scheme": target.scheme,
+        "group_size": target.group_size,
+        "context_tokens": target.context,
+        "batch_sequences": target.batch,
+        "cards": target.tensor_parallel,
+        "fits": plan.memory.fits,
+        "memory": _memory_document(plan),
+        "max_context_tokens": max_context(plan),
+        "disk_bytes": plan.disk_bytes,
+        "decode_tokens_per_s": plan.decode_tokens_per_s,
+        "weights": [
+            {
+                "role": row.role,
+                "scheme": row.scheme.name,
+                "group_size": row.scheme.group_size,
+                "symmetric": row.scheme.symmetric,
+                "offset": row.scheme.offset,
+                "tensors": row.tensors,
+                "parameters": row.parameters,
+                "stored_bytes": row.stored_bytes,
+            }
+            for row in weight_rows(plan)
+        ],
+        "would_fit": [
+            {
+                "change": option.change,
+                "available": option.available,
+                "scheme": option.plan.target.scheme,
+                "context_tokens": option.plan.target.context,
+                "batch_sequences": option.plan.target.batch,
+                "cards": option.plan.target.tensor_parallel,
+                "memory": _memory_document(option.plan),
+                "decode_tokens_per_s": option.plan.decode_tokens_per_s,
+            }
+            for option in alternatives
+        ],
+    }
+
+
+def _memory_document(plan: "BuildPlan") -> dict[str, int]:
+    memory = plan.memory
+    return {
+        "weights_bytes": memory.weights_bytes,
+        "kv_cache_bytes": memory.kv_cache_bytes,
+        "activations_bytes": memory.activations_bytes,
+        "overhead_bytes": memory.overhead_bytes,
+        "total_bytes": memory.total_bytes,
+        "available_bytes": memory.available_bytes,
+        "free_bytes": memory.free_bytes,
+    }
