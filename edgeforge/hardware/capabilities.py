@@ -86,6 +86,21 @@ _RULES: tuple[tuple[str, Callable[[Target, BackendFacts], bool], str], ...] = (
         "activations {target.activations} are not a format of {target.profile.name}",
     ),
     (
+        "scheme",
+        lambda target, backend: not SCHEMES[target.scheme].is_float or target.scheme == target.activations,
+        "scheme {target.scheme} must be the same as activations {target.activations} with backend {target.backend}",
+    ),
+    (
+        "lm_head",
+        lambda target, backend: _side_scheme_holds(target, target.lm_head),
+        "lm_head {target.lm_head} must be an integer scheme or the activations' {target.activations}",
+    ),
+    (
+        "embedding",
+        lambda target, backend: _side_scheme_holds(target, target.embedding),
+        "embedding {target.embedding} must be an integer scheme or the activations' {target.activations}",
+    ),
+    (
         "kv_cache",
         lambda target, backend: not backend.kv_cache_follows_activations or target.kv_cache == target.activations,
         "kv_cache {target.kv_cache} must be the same as activations {target.activations} with backend {target.backend}",
@@ -109,3 +124,8 @@ def _word_conflict(name: str, word: str, known: tuple[str, ...], where: str) -> 
         return None
     state = "is not there yet" if word in PLANNED or word in SCHEMES else "is unknown"
     return name, f"{name} '{word}' {state}{where}; use {' or '.join(known)}"
+
+
+def _side_scheme_holds(target: Target, scheme: str) -> bool:
+    # Under a float scheme everything is float, and what head and embedding would have been does not matter.
+    return SCHEMES[target.scheme].is_float or not SCHEMES[scheme].is_float or scheme == target.activations
