@@ -1,0 +1,32 @@
+"""The directory a user deploys: its layout, manifest, licences, bill of materials, sums, and how it appears on the
+disk.
+
+`edgeforge.runtime` owns what reading needs (the manifest's dataclasses, verification); here is what writing needs. The
+JSON Schema of manifest.json is `manifest.schema.json` beside this file.
+"""
+
+from pathlib import Path
+
+from edgeforge.bundle.assemble import assemble, runtime_files, seal
+from edgeforge.bundle.publish import check_destination, publish_directory, staging_directory
+from edgeforge.bundle.records import manifest_text, manifest_to_json
+from edgeforge.runtime.integrity import Level, Progress
+from edgeforge.runtime.integrity import verify as _verify
+from edgeforge.runtime.manifest import Manifest
+
+__all__ = [
+    "assemble",
+    "check_destination",
+    "manifest_text",
+    "manifest_to_json",
+    "publish_directory",
+    "runtime_files",
+    "seal",
+    "staging_directory",
+    "verify",
+]
+
+
+def verify(bundle: Path, level: Level = "full", progress: Progress | None = None) -> Manifest:
+    """Every byte of the bundle against its manifest and SHA256SUMS; CorruptBundle (exit 6) names what differs."""
+    return _verify(bundle, level, progress)

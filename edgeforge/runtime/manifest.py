@@ -5,6 +5,7 @@ here.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -219,6 +220,9 @@ def _generation(fields: Fields) -> GenerationRecord:
 def _requirements(fields: Fields) -> Requirements:
     record = Requirements(packages=fields.texts("packages"), provider=fields.take("provider", str))
     fields.close()
+    for package, least in record.packages.items():
+        if not re.fullmatch(r"(>=[0-9][0-9.]*)?", least):
+            raise fields.wrong(f"packages.{package}", f"is {least!r}, not of the form >=1.2")
     if record.provider not in PROVIDERS:
         raise fields.wrong("provider", f"is {record.provider!r}; this runtime knows {' and '.join(PROVIDERS)}")
     return record

@@ -68,7 +68,7 @@ class Model:
 
     def warm_up(self) -> None:
         """Read the weights now rather than at the first token."""
-        self._open_decoder()
+        _ = self.decoder
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt that the bundle's chat template makes of messages ({"role": ..., "content": ...}), up to the
@@ -152,7 +152,7 @@ class Model:
     def _stream(
         self, ids: list[int], options: GenerationOptions, stop: Sequence[str], cancel: threading.Event | None
     ) -> Iterator[Chunk]:
-        decoder = self._open_decoder()
+        decoder = self.decoder
         yield from stream(
             generate(decoder, ids, options, vocab_size=self.manifest.model.vocab_size, cancel=cancel),
             Detokenizer(self.decode, self._special),
@@ -196,7 +196,9 @@ class Model:
             raise UnusableBundle(f"the prompt has a token id outside the vocabulary of {model.vocab_size}")
         return ids
 
-    def _open_decoder(self) -> Decoder:
+    @property
+    def decoder(self) -> Decoder:
+        """Ids in, logits out: the layer under generation. Opened at its first use."""
         with self._opening:
             if self._decoder is None:
                 shared = self.manifest.model.backend == "onnx"

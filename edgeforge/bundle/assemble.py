@@ -1,0 +1,132 @@
+"""From a folder with model/ in it to a bundle: the runtime, licences, the bill of materials, the manifest, the sums."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import edgeforge.runtime
+from edgeforge import __version__
+from edgeforge.bundle.licences import licence_files
+from edgeforge.bundle.records import json_text, manifest_text, role_of
+from edgeforge.bundle.sbom import sbom
+from edgeforge.runtime.integrity import REPORTS, SUMS_NAME, sha256_of, sums_text, tree
+from edgeforge.runtime.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Determinism,
+    FileRecord,
+    Manifest,
+    ModelRecord,
+    Requirements,
+    SourceRecord,
+    manifest_from_json,
+    read_manifest,
+)
+
+SBOM_NAME = "sbom.cdx.json"
+
+
+def assemble(
+    staging: Path,
+    *,
+    target: Mapping[str, object],
+    profile: Mapping[str, object],
+    plan: Mapping[str, object],
+    source: SourceRecord,
+    model: ModelRecord,
+    requirements: Requirements,
+    determinism: Determinism,
+    notices: Mapping[str, bytes],
+    digests: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Complete `staging`, which holds a finished model/ folder, and return its manifest.
+
+    `digests` gives hashes already known (relative path -> SHA-256 in hex), so that a large file is not read again.
+    `progress(done, total)` counts bytes hashed. The same arguments and model files give the same bytes, anywhere.
+    """
+    for path, content in _own_files(source, notices).items():
+        (staging / path).parent.mkdir(exist_ok=True)
+        (staging / path).write_bytes(content)
+    files = _file_records(staging, model, digests or {}, progress)
+    document = sbom(source=source, requirements=requirements, files=files, version=__version__)
+    (staging / SBOM_NAME).write_bytes(json_text(document).encode())
+    files[SBOM_NAME] = _record(staging, SBOM_NAME, model)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        edgeforge_version=__version__,
+        target=target,
+        profile=profile,
+        plan=plan,
+        source=source,
+        model=model,
+        requirements=requirements,
+        determinism=determinism,
+        files=dict(sorted(files.items())),
+    )
+    text = manifest_text(manifest)
+    manifest_from_json(json.loads(text))  # what is written must be readable: fail here, not at the user's
+    (staging / MANIFEST_NAME).write_bytes(text.encode())
+    seal(staging)
+    return manifest
+
+
+def seal(bundle: Path) -> None:
+    """Write SHA256SUMS over the manifest, the files it lists and reports/. Call it again after adding a report.
+
+    The manifest's hashes are taken as they stand, so sealing is quick; a file changed since then still fails
+    verification.
+    """
+    manifest = read_manifest(bundle)
+    digests = {path: record.sha256 for path, record in manifest.files.items()}
+    for path in tree(bundle):
+        if path == MANIFEST_NAME or path.startswith(REPORTS):
+            digests[path] = sha256_of(bundle / path)
+    partial = bundle / f".{SUMS_NAME}.partial"
+    partial.write_bytes(sums_text(digests).encode())
+    os.replace(partial, bundle / SUMS_NAME)
+
+
+def runtime_files() -> dict[str, bytes]:
+    """runtime/ and __main__.py as every bundle carries them: sources and licence, no bytecode."""
+    folder = Path(edgeforge.runtime.__file__).parent
+    names = sorted(path.name for path in folder.iterdir() if path.suffix == ".py" or path.name == "LICENSE")
+    files = {f"runtime/{name}": (folder / name).read_bytes() for name in names}
+    files["__main__.py"] = Path(__file__).with_name("entry.py").read_bytes()
+    return files
+
+
+def _own_files(source: SourceRecord, notices: Mapping[str, bytes]) -> dict[str, bytes]:
+    return runtime_files() | licence_files(source, notices, version=__version__)
+
+
+def _file_records(
+    staging: Path,
+    model: ModelRecord,
+    digests: Mapping[str, str],
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, FileRecord]:
+    own = (MANIFEST_NAME, SUMS_NAME, SBOM_NAME)
+    sizes = {path: size for path, size in tree(staging).items() if path not in own and not path.startswith(REPORTS)}
+    total = sum(sizes.values())
+    done = 0
+    records = {}
+    for path, size in sizes.items():
+        records[path] = _record(staging, path, model, digests.get(path))
+        done += size
+        if progress is not None:
+            progress(done, total)
+    return records
+
+
+def _record(staging: Path, path: str, model: ModelRecord, digest: str | None = None) -> FileRecord:
+    role = role_of(
+        path,
+        graph=model.graph,
+        scoring_graph=model.scoring_graph,
+        weights=model.weights,
+        tokenizer=model.tokenizer,
+    )
+    file = staging / path
+    return FileRecord(sha256=digest or sha256_of(file), size=file.stat().st_size, role=role)

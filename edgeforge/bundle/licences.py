@@ -1,0 +1,71 @@
+"""LICENSE and NOTICE: what a redistributor of the bundle must pass on."""
+
+import re
+from collections.abc import Mapping
+
+from edgeforge.runtime.manifest import SourceRecord
+
+_NO_LICENCE = """\
+The checkpoint that this bundle was made from came without a licence file.
+
+The weights, tokenizer and templates under model/ stay under the terms that their authors set: look there before
+you pass the bundle on. The code under runtime/ and __main__.py is licensed under the Apache License 2.0, see
+runtime/LICENSE.
+"""
+
+
+def licence_files(source: SourceRecord, notices: Mapping[str, bytes], *, version: str) -> dict[str, bytes]:
+    """Path in the bundle -> content. LICENSE is the model's own, or says that there was none; NOTICE says what was
+    changed; whatever else came with the model (acceptable use policies...) goes under licenses/.
+    """
+    licence = _licence_name(notices)
+    own_notices = {name: text for name, text in notices.items() if name.upper().startswith("NOTICE")}
+    files = {"LICENSE": _NO_LICENCE.encode() if licence is None else notices[licence]}
+    parts = [_origin(source, version=version, has_licence=licence is not None), *_llama(source, notices)]
+    parts += [text.decode("utf-8", errors="replace").strip() for _, text in sorted(own_notices.items())]
+    files["NOTICE"] = ("\n\n".join(parts) + "\n").encode()
+    for name, text in sorted(notices.items()):
+        if name != licence and name not in own_notices:
+            files[f"licenses/{_plain(name)}"] = text
+    return files
+
+
+def _licence_name(notices: Mapping[str, bytes]) -> str | None:
+    """The main licence among the files: the shortest name that says so."""
+    names = [name for name in notices if re.match(r"(?i)licen[cs]e|copying", name)]
+    return min(names, key=lambda name: (len(name), name), default=None)
+
+
+def _origin(source: SourceRecord, *, version: str, has_licence: bool) -> str:
+    name = source.name or "a local checkpoint"
+    at = f" at revision {source.revision}" if source.revision else ""
+    terms = (
+        "under the terms in LICENSE" if has_licence else "under their authors' terms (they came without a licence file)"
+    )
+    return (
+        f"This bundle was made by EdgeForge {version} from {name}{at} ({source.fingerprint}).\n\n"
+        f"The files under model/ were changed: the weights were converted, and quantized as manifest.json says. They are\n"
+        f"{terms}.\n"
+        "The files under runtime/ and __main__.py are part of EdgeForge, licensed under the Apache License 2.0, see\n"
+        "runtime/LICENSE."
+    )
+
+
+def _llama(source: SourceRecord, notices: Mapping[str, bytes]) -> list[str]:
+    """The attribution that Meta's community licences ask of whoever passes a Llama model on."""
+    name = source.name or ""
+    texts = "\n".join(text.decode("utf-8", errors="replace") for text in notices.values())
+    agreement = re.search(r"(?i)llama (\d(?:\.\d)?) community license agreement", texts)
+    if not (name.lower().startswith("meta-llama/") or agreement):
+        return []
+    found = agreement or re.search(r"(?i)llama-(\d(?:\.\d)?)", name)
+    version = f" {found.group(1)}" if found else ""
+    return [
+        "Built with Llama",
+        f"Llama{version} is licensed under the Llama{version} Community License, Copyright © Meta Platforms, Inc. "
+        "All Rights Reserved.",
+    ]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".") or "notice"

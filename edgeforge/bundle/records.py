@@ -1,0 +1,48 @@
+"""manifest.json as it is written: the exact inverse of `edgeforge.runtime.manifest`, deterministic to the byte."""
+
+import json
+from dataclasses import asdict
+
+from edgeforge.runtime.manifest import Manifest
+
+_ROLES = {
+    "LICENSE": "licence",
+    "NOTICE": "notice",
+    "__main__.py": "entry",
+    "sbom.cdx.json": "sbom",
+}
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, object]:
+    """Plain JSON values. `manifest_from_json(manifest_to_json(m)) == m`."""
+    value: dict[str, object] = json.loads(manifest_text(manifest))
+    return value
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """The file's text: fields in the dataclasses' order, files sorted by path, no time, no host."""
+    fields = asdict(manifest)
+    fields["files"] = dict(sorted(fields["files"].items()))
+    return json_text(fields)
+
+
+def json_text(value: object) -> str:
+    """JSON for people and for hashing: two spaces, UTF-8, a newline at the end; ValueError on NaN."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def role_of(path: str, *, graph: str, scoring_graph: str, weights: str | None, tokenizer: str) -> str:
+    """What a bundle's file is for, in one word."""
+    named = {graph: "graph", scoring_graph: "scoring_graph", weights: "weights", tokenizer: "tokenizer"}
+    if path in named:
+        return named[path]
+    if path in _ROLES:
+        return _ROLES[path]
+    folder, _, name = path.partition("/")
+    if folder == "runtime":
+        return "runtime"
+    if folder == "licenses":
+        return "licence"
+    if name.endswith(".jinja"):
+        return "chat_template"
+    return "weights" if name.endswith((".data", ".safetensors")) else "configuration"
