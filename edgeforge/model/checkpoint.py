@@ -1,18 +1,27 @@
 """A checkpoint is names and shapes; bytes are read by row range when somebody asks.
 
-`open_checkpoint` takes what the user typed (a directory, a `.gguf` file, a hub id or `demo`) and returns a `Checkpoint`.
+`open_checkpoint` takes what the user typed (a directory, a `.gguf` file, a hub id, `demo`) and returns a `Checkpoint`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeforge.errors import UnusableInput
+
 if TYPE_CHECKING:
     from edgeforge.model.architecture import LlamaArchitecture
     from edgeforge.model.tokenizer import TokenizerFiles
+
+# owner/name as the hub spells it; a name alone (gpt2) is from before owners and never a Llama.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REFERENCES = "give a Hugging Face directory, a .gguf file, a hub id such as meta-llama/Llama-3.1-8B-Instruct, or demo"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +104,7 @@ class Checkpoint(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """sha256:hex over config, tensor headers and file sizes: cheap, tells two checkpoints apart, independent of paths."""
+        """sha256:hex over config, headers and file sizes: cheap, tells checkpoints apart, independent of paths."""
         ...
 
     @property
@@ -113,5 +122,44 @@ class Checkpoint(Protocol):
 
 
 def open_checkpoint(reference: str, *, revision: str | None = None) -> Checkpoint:
-    """Open a directory, a `.gguf` file, a hub id, or `demo`; raises UnusableInput with a cure."""
-    raise AssertionError("written by the model helper")
+    """Open a directory, a `.gguf` file, a hub id, or `demo`; raises UnusableInput with a cure.
+
+    A directory is a Hugging Face one, or holds a single `.gguf` file. What exists on disk wins over a hub id of that
+    name, and `demo` over a directory called so (write `./demo` for it). `revision` is for hub ids.
+    """
+    if reference == "demo":
+        from edgeforge.model.hub import demo_checkpoint
+
+        return demo_checkpoint()
+    path = Path(reference).expanduser()
+    if path.exists():
+        return _open_local(path)
+    if not HUB_ID.fullmatch(reference):
+        raise UnusableInput(f"there is no model at {reference}", hint=REFERENCES)
+    from edgeforge.model.hub import snapshot
+
+    return _open_snapshot(snapshot(reference, revision), reference)
+
+
+def _open_local(path: Path) -> Checkpoint:
+    from edgeforge.model.safetensors import open_directory
+
+    single = path if path.is_file() else None
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+        single = files[0] if len(files) == 1 else None
+    if single is None:
+        return open_directory(path, source=Source(kind="directory"))
+    if single.suffix.lower() != ".gguf":
+        raise UnusableInput(f"{single} is not a model that EdgeForge reads", hint=REFERENCES)
+    from edgeforge.model.gguf import open_gguf
+
+    return open_gguf(single, source=Source(kind="gguf"))
+
+
+def _open_snapshot(folder: Path, reference: str) -> Checkpoint:
+    """A downloaded repository; huggingface_hub names the folder after the commit."""
+    from edgeforge.model.safetensors import open_directory
+
+    commit = folder.name if COMMIT.fullmatch(folder.name) else None
+    return open_directory(folder, source=Source(kind="hub", name=reference, revision=commit))

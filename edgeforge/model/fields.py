@@ -64,16 +64,19 @@ def integer(fields: Mapping[str, object], name: str, where: str, *, least: int, 
     return value
 
 
-def number(fields: Mapping[str, object], name: str, where: str, *, default: float | None = None) -> float:
-    """A finite number above zero; null and absence mean `default`, and are refused where there is none."""
+def number(
+    fields: Mapping[str, object], name: str, where: str, *, default: float | None = None, zero: bool = False
+) -> float:
+    """A finite number above zero (`zero`: or zero); null and absence mean `default`, refused where there is none."""
     value = fields.get(name)
     if value is None:
         value = default
     if value is None:
         raise UnusableInput(f"{where}: {name} is missing")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-        raise wrong(where, name, value, "a number above zero")
-    return float(value)
+    result = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not (0 < result < math.inf or (zero and result == 0)):
+        raise wrong(where, name, value, "a number of at least zero" if zero else "a number above zero")
+    return result
 
 
 def boolean(fields: Mapping[str, object], name: str, where: str, *, default: bool) -> bool:

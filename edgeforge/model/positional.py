@@ -1,0 +1,49 @@
+"""A file read by position, so that any number of threads share it."""
+
+import os
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeforge.errors import UnusableInput
+
+# Half a mebibyte stays in a core's second-level cache between the read and the widening that follows it.
+BLOCK_BYTES = 1 << 19
+
+
+class Scratch(threading.local):
+    """One buffer per thread, shared by all files: a fresh one would cost more in page faults than the read itself."""
+
+    def __init__(self) -> None:
+        self.block = np.empty(BLOCK_BYTES, np.uint8)
+
+
+class PositionalFile:
+    """An open file without a cursor, closed with its last user. Bytes are read into buffers, never mapped.
+
+    (Mapped pages would count as this process's resident memory.)
+    """
+
+    def __init__(self, path: Path, scratch: Scratch) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._scratch = scratch
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read_into(self, buffer: NDArray[np.generic], offset: int) -> None:
+        """Fill the contiguous `buffer` from byte `offset`; UnusableInput where the file ends before it is full."""
+        view = buffer.reshape(-1).view(np.uint8).data
+        while view:
+            count = os.preadv(self._descriptor, [view], offset)
+            if count == 0:
+                raise UnusableInput(f"{self._path} is shorter than when it was opened")
+            view, offset = view[count:], offset + count
+
+    def scratch(self, offset: int, size_bytes: int) -> NDArray[np.uint8]:
+        """uint8 [size_bytes], at most BLOCK_BYTES, from byte `offset`; valid until this thread's next call."""
+        block = self._scratch.block[:size_bytes]
+        self.read_into(block, offset)
+        return block
