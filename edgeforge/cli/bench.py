@@ -1,11 +1,11 @@
 """`edgeforge bench`: tokens per second and memory of a bundle on this machine."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from edgeforge.cli.options import json_option, quiet_option, threads_option
+from edgeforge.cli.options import device_option, json_option, quiet_option, threads_option
 
 if TYPE_CHECKING:
     from edgeforge.validation.bench import BenchReport
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.option("--new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, metavar="N")
 @threads_option
+@device_option
 @click.option("--save", is_flag=True, help="Keep the figures in BUNDLE/reports/bench.json.")
 @json_option
 @quiet_option
@@ -26,6 +27,7 @@ def bench(
     new_tokens: int,
     repeats: int,
     threads: int | None,
+    device: Literal["cpu", "cuda"] | None,
     save: bool,
     as_json: bool,
     quiet: bool,
@@ -51,6 +53,7 @@ def bench(
             new_tokens=new_tokens,
             repeats=repeats,
             threads=threads,
+            device=device,
             progress=progress,
         )
     if save:

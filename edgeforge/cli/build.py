@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 )
 @click.option("--validate/--no-validate", default=True, help="Compare with the original and hold the target's gate.")
 @click.option(
-    "--chunks", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Text to validate on."
+    "--chunks",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Pieces of 512 tokens to validate on.",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @click.option("--force", is_flag=True, help="Replace an older bundle once the new one is complete.")

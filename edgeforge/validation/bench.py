@@ -1,49 +1,52 @@
 """How fast a bundle answers, measured through the runtime that users embed.
 
-A prompt of random ids (fixed seed) is read into an empty context, then tokens are decoded greedily one by one.
-*Prefill* is prompt tokens over the time until the first logits, *decode* is new tokens over the time they took, each
-the median of the repeats after one unmeasured warm-up. Peak memory is the process's (ru_maxrss), so measure in a
-process of its own.
+A prompt of random ids (fixed seed) is read into an empty context, then tokens are generated greedily one by one.
+*Prefill* is prompt tokens over the time until the first new token, *decode* is the later tokens over the time they
+took, each the median of the repeats after one unmeasured warm-up. Peak memory is the process's (ru_maxrss), so measure
+in a process of its own.
 """
 
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeforge.errors import UsageError
+from edgeforge.runtime.engine import Device
+from edgeforge.runtime.stream import Chunk
 
 SCHEMA_VERSION = 1
 SEED = 20_240_731
 Progress = Callable[[str, int, int], None]
 
 
-class Decoder(Protocol):
-    """The part of `edgeforge.runtime.session.Decoder` that is measured."""
+class Generates(Protocol):
+    """The part of `edgeforge.runtime.Model` that is measured."""
 
-    def append(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits float32 [V] of the last of `ids`."""
-        ...
-
-    def rewind(self, length: int) -> None:
-        """Forget everything but the first `length` tokens."""
-        ...
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        repetition_penalty: float,
+        ignore_eos: bool,
+    ) -> Iterator[Chunk]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One repeat."""
 
-    prefill_seconds: float
-    decode_seconds: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +73,7 @@ def bench(
     new_tokens: int = 64,
     repeats: int = 5,
     threads: int | None = None,
+    device: Device | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Load the bundle, warm up once, measure `repeats` times.
@@ -79,15 +83,16 @@ def bench(
     from edgeforge import __version__, runtime
 
     started = time.perf_counter()
-    model = runtime.load(bundle, threads=threads)
-    load_seconds = time.perf_counter() - started
+    model = runtime.load(bundle, threads=threads, device=device)
     manifest = model.manifest
     room = manifest.model.context_length
-    if prompt_tokens + new_tokens > room:
+    if prompt_tokens + new_tokens >= room:
         asked = f"{prompt_tokens} prompt and {new_tokens} new tokens"
         raise UsageError(f"{asked} do not fit the bundle's context of {room}", hint="ask for fewer tokens")
-    ids = random_ids(prompt_tokens, manifest.model.vocab_size)
-    runs = measure(model.decoder, ids, new_tokens=new_tokens, repeats=repeats, progress=progress)
+    model.warm_up()
+    load_seconds = time.perf_counter() - started
+    prompts = [random_ids(prompt_tokens, manifest.model.vocab_size, repeat) for repeat in range(repeats + 1)]
+    runs = measure(model, prompts, new_tokens=new_tokens, progress=progress)
     return BenchReport(
         edgeforge_version=__version__,
         manifest_sha256=hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
@@ -95,41 +100,42 @@ def bench(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         load_seconds=load_seconds,
-        prefill_tokens_per_s=prompt_tokens / median(run.prefill_seconds for run in runs),
-        decode_tokens_per_s=new_tokens / median(run.decode_seconds for run in runs),
+        prefill_tokens_per_s=median(run.prefill_tokens_per_s for run in runs),
+        decode_tokens_per_s=median(run.decode_tokens_per_s for run in runs),
         peak_memory_bytes=peak_memory_bytes(),
         roofline_decode_tokens_per_s=roofline(manifest.plan),
         runs=runs,
     )
 
 
-def random_ids(count: int, vocab_size: int) -> list[int]:
-    """`count` ids below `vocab_size`, the same ones every time."""
-    ids: list[int] = np.random.default_rng(SEED).integers(0, vocab_size, count).tolist()
-    return ids
+def random_ids(count: int, vocab_size: int, repeat: int) -> list[int]:
+    """`count` ids below `vocab_size`, the same ones every time; no two repeats begin alike.
+
+    The runtime keeps the cache of a prompt's beginning, so that a prompt measured twice would cost nothing.
+    """
+    ids: list[int] = np.random.default_rng((SEED, repeat)).integers(0, vocab_size, count).tolist()
+    return [repeat % vocab_size, *ids[1:]]
 
 
 def measure(
-    decoder: Decoder,
-    ids: Sequence[int],
-    *,
-    new_tokens: int,
-    repeats: int,
-    progress: Progress | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    model: Generates, prompts: Sequence[Sequence[int]], *, new_tokens: int, progress: Progress | None = None
 ) -> tuple[Run, ...]:
-    """Time `repeats` runs after a warm-up that is thrown away."""
+    """Generate `new_tokens` after the first one for each prompt; the first prompt is the warm-up and thrown away."""
     runs = []
-    for repeat in range(repeats + 1):
-        decoder.rewind(0)
-        started = clock()
-        logits = decoder.append(ids)
-        first = clock()
-        for _ in range(new_tokens):
-            logits = decoder.append([int(np.argmax(logits))])
-        runs.append(Run(prefill_seconds=first - started, decode_seconds=clock() - first))
+    for done, prompt in enumerate(prompts, start=1):
+        chunks = model.generate(
+            prompt, max_new_tokens=new_tokens + 1, temperature=0.0, repetition_penalty=1.0, ignore_eos=True
+        )
+        *_, last = chunks
+        assert last.timings is not None, "the runtime ends every generation with its timings"
+        runs.append(
+            Run(
+                prefill_tokens_per_s=last.timings.prefill_tokens_per_s,
+                decode_tokens_per_s=last.timings.decode_tokens_per_s,
+            )
+        )
         if progress is not None:
-            progress("measure", repeat + 1, repeats + 1)
+            progress("measure", done, len(prompts))
     return tuple(runs[1:])
 
 
