@@ -36,11 +36,6 @@ class BuildPlan:
     decode_tokens_per_s: float
     stages: tuple[str, ...] = STAGES
 
-    @property
-    def context(self) -> int:
-        """Positions in the rotary tables and in each sequence's KV cache."""
-        return self.target.context
-
 
 def draft_plan(
     architecture: LlamaArchitecture, target: Target, *, stored: Mapping[str, StoredGrid] | None = None
