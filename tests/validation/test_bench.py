@@ -1,13 +1,13 @@
-"""Bench: the figures are medians over repeats after a warm-up, of the work they claim, on prompts that never change."""
+"""Bench: the figures are medians after a warm-up, of the work they claim, on prompts that never change."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from edgeforge.runtime.stream import Chunk, Timings, Usage
 from edgeforge.validation.bench import (
     BenchReport,
     Run,
@@ -20,66 +20,62 @@ from edgeforge.validation.bench import (
 )
 
 
-class Clock:
-    """Time that passes only while the decoder works."""
+class FakeModel:
+    """Answers with timings that tell the generations apart; the first is slow, as first ones are."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.calls: list[tuple[list[int], int, float, float, bool]] = []
 
-    def __call__(self) -> float:
-        return self.now
-
-
-class SlowDecoder:
-    """Takes 10 ms a prompt token and 1 s a new token; the first run takes far longer, as first runs do."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.calls: list[list[int]] = []
-        self.rewinds: list[int] = []
-
-    def append(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        self.calls.append(list(ids))
-        self.clock.now += 0.01 * len(ids) if len(ids) > 1 else 1.0
-        if len(self.rewinds) == 1:
-            self.clock.now += 100.0
-        logits = np.zeros(50, np.float32)
-        logits[len(self.calls) % 50] = 1.0
-        return logits
-
-    def rewind(self, length: int) -> None:
-        self.rewinds.append(length)
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        repetition_penalty: float,
+        ignore_eos: bool,
+    ) -> Iterator[Chunk]:
+        self.calls.append((list(prompt), max_new_tokens, temperature, repetition_penalty, ignore_eos))
+        speed = 1.0 if len(self.calls) == 1 else 100.0 * len(self.calls)
+        yield Chunk(text="a", token_ids=(1,))
+        yield Chunk(
+            text="",
+            token_ids=(),
+            finish_reason="length",
+            usage=Usage(prompt_tokens=len(prompt), reused_tokens=0, completion_tokens=max_new_tokens),
+            timings=Timings(prefill_ms=1.0, decode_ms=1.0, prefill_tokens_per_s=speed * 5, decode_tokens_per_s=speed),
+        )
 
 
 def test_the_warm_up_is_not_counted() -> None:
-    clock = Clock()
-    runs = measure(SlowDecoder(clock), range(128), new_tokens=4, repeats=3, clock=clock)
-    assert len(runs) == 3
-    for run in runs:
-        assert run.prefill_seconds == pytest.approx(1.28)
-        assert run.decode_seconds == pytest.approx(4.0)
+    assert measure(FakeModel(), [[1], [2], [3]], new_tokens=4) == (
+        Run(prefill_tokens_per_s=1000.0, decode_tokens_per_s=200.0),
+        Run(prefill_tokens_per_s=1500.0, decode_tokens_per_s=300.0),
+    )
 
 
-def test_each_repeat_starts_empty_and_decodes_greedily_token_by_token() -> None:
-    clock = Clock()
-    decoder = SlowDecoder(clock)
-    measure(decoder, [7, 8, 9], new_tokens=2, repeats=1, clock=clock)
-    assert decoder.rewinds == [0, 0]
-    assert decoder.calls == [[7, 8, 9], [1], [2], [7, 8, 9], [4], [5]]
+def test_decoding_is_greedy_ignores_the_end_and_does_not_count_the_prefills_token() -> None:
+    model = FakeModel()
+    measure(model, [[1, 2], [3, 4]], new_tokens=8)
+    assert model.calls == [([1, 2], 9, 0.0, 1.0, True), ([3, 4], 9, 0.0, 1.0, True)]
 
 
 def test_progress_counts_the_warm_up_too() -> None:
-    clock = Clock()
     seen: list[tuple[str, int, int]] = []
-    measure(SlowDecoder(clock), [1, 2], new_tokens=1, repeats=2, clock=clock, progress=lambda *call: seen.append(call))
+    measure(FakeModel(), [[1], [2], [3]], new_tokens=1, progress=lambda *call: seen.append(call))
     assert seen == [("measure", 1, 3), ("measure", 2, 3), ("measure", 3, 3)]
 
 
-def test_the_prompt_is_the_same_every_time_and_inside_the_vocabulary() -> None:
-    ids = random_ids(1000, 300)
-    assert ids == random_ids(1000, 300)
+def test_a_prompt_is_the_same_every_time_and_inside_the_vocabulary() -> None:
+    ids = random_ids(1000, 300, 2)
+    assert ids == random_ids(1000, 300, 2)
+    assert len(ids) == 1000
     assert min(ids) >= 0
     assert 200 < max(ids) < 300
+
+
+def test_no_two_prompts_share_a_beginning_that_the_cache_would_keep() -> None:
+    assert len({random_ids(16, 49152, repeat)[0] for repeat in range(50)}) == 50
 
 
 def test_peak_memory_is_in_bytes() -> None:
@@ -106,7 +102,7 @@ def test_the_saved_report_carries_units_and_the_manifests_digest(tmp_path: Path)
         decode_tokens_per_s=150.0,
         peak_memory_bytes=1 << 28,
         roofline_decode_tokens_per_s=None,
-        runs=(Run(prefill_seconds=0.2, decode_seconds=0.4),),
+        runs=(Run(prefill_tokens_per_s=700.0, decode_tokens_per_s=150.0),),
     )
     document = json.loads(write_bench(report, tmp_path).read_text())
     assert document == json.loads(json.dumps(report_to_json(report)))
