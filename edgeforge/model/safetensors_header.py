@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeGuard
 
@@ -99,10 +100,11 @@ def _whole_numbers(value: object) -> TypeGuard[list[int]]:
 
 def _check_bytes(path: Path, entries: list[TensorEntry], data_start: int, file_bytes: int) -> None:
     """Entries in file order must tile the data exactly."""
+    for before, entry in pairwise(entries):
+        if entry.start < before.start + before.size_bytes:
+            raise UnusableInput(f"{path}: the bytes of {entry.name} overlap those of {before.name}")
     stop, last = data_start, "the header"
     for entry in entries:
-        if entry.start < stop:
-            raise UnusableInput(f"{path}: the bytes of {entry.name} overlap those of {last}")
         if entry.start > stop:
             raise UnusableInput(
                 f"{path}: {entry.start - stop} bytes between {last} and {entry.name} belong to no tensor"
