@@ -56,7 +56,7 @@ def validate(
 ) -> None:
     """Compare BUNDLE with the model it was built from: perplexity, KL divergence, and the same first choice.
 
-    Both read the same tokens, the bundle through the runtime that ships in it. The report goes to BUNDLE/reports/, and
+    Both read the same tokens, the bundle through the runtime that users embed. The report goes to BUNDLE/reports/, and
     exit code 5 says that the target's gate failed.
 
     \b

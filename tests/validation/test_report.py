@@ -1,0 +1,134 @@
+"""The report survives the journey to disk and back, keeps its schema, and its page needs nothing else."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from edgeforge.hardware import Gate
+from edgeforge.validation.gate import judge
+from edgeforge.validation.measure import make_report
+from edgeforge.validation.page import WORDS, render_page
+from edgeforge.validation.protocol import make_chunks
+from edgeforge.validation.report import (
+    Reference,
+    Text,
+    ValidationReport,
+    read_report,
+    report_from_json,
+    report_to_json,
+    write_report,
+)
+from edgeforge.validation.statistics import compare_logits, summarize
+
+
+@pytest.fixture(scope="module")
+def report() -> ValidationReport:
+    rng = np.random.default_rng(1)
+    chunks = make_chunks(range(1600), protocol="llama.cpp", context=512, bos_token_id=None)
+    logits = (4 * rng.standard_normal((3 * 255, 1600))).astype(np.float32)
+    disturbed = (logits + 0.2 * rng.standard_normal(logits.shape)).astype(np.float32)
+    values = compare_logits(logits, disturbed, np.concatenate([chunks.targets(chunk) for chunk in range(3)]))
+    limits = Gate(max_mean_kl_divergence=0.1, max_perplexity_ratio=1.01, confidence=0.95)
+    return make_report(
+        values,
+        chunks,
+        gate=judge(summarize(values), limits),
+        target="cpu",
+        manifest_sha256="ab" * 32,
+        reference=Reference(name="org/<model>", precision="Q4_1", fingerprint="sha256:cd", is_source=False),
+        text=Text(name="wiki & more", sha256="ef" * 32, tokens=1600),
+        seconds=12.3456,
+    )
+
+
+def test_json_keeps_the_schema_and_comes_back_equal(report: ValidationReport) -> None:
+    schema = json.loads((resources.files("edgeforge.validation") / "report.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    document = json.loads(json.dumps(report_to_json(report), allow_nan=False))
+    jsonschema.validate(document, schema)
+    assert report_from_json(document) == report
+    assert set(document) == set(schema["required"]) == set(schema["properties"])
+
+
+def test_the_schema_refuses_what_is_no_report(report: ValidationReport) -> None:
+    schema = json.loads((resources.files("edgeforge.validation") / "report.schema.json").read_text())
+    document = json.loads(json.dumps(report_to_json(report)))
+    for change in ({"verdict": "maybe"}, {"same_top_token": 1.2}, {"schema_version": 2}, {"extra": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(document | change, schema)
+
+
+def test_both_files_are_written_and_read_back(report: ValidationReport, tmp_path: Path) -> None:
+    assert read_report(tmp_path) is None
+    data, page = write_report(report, tmp_path)
+    assert (data, page) == (tmp_path / "reports/validation.json", tmp_path / "reports/validation.html")
+    assert read_report(tmp_path) == report
+    first = page.read_bytes()
+    write_report(report, tmp_path)
+    assert page.read_bytes() == first
+
+
+class Tags(HTMLParser):
+    """Opening and closing tags in balance, and every attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.attributes += attrs
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone_and_is_well_formed(report: ValidationReport) -> None:
+    page = render_page(report)
+    tags = Tags()
+    tags.feed(page)
+    assert not tags.open
+    assert not {"script", "link", "img", "iframe"} & tags.seen
+    assert not {"src", "href"} & {name for name, _ in tags.attributes}
+    assert not re.search(r"https?:|url\(|@import", page)
+    assert "prefers-color-scheme: dark" in page
+    assert "width=device-width" in page
+
+
+def test_the_page_escapes_names_and_shows_every_chunk(report: ValidationReport) -> None:
+    page = render_page(report)
+    assert "org/&lt;model&gt;" in page
+    assert "wiki &amp; more" in page
+    for chunk in report.chunks:
+        assert f"<td>{chunk.perplexity:.3f}</td>" in page
+    assert "itself 4-bit" in page
+    assert "not the checkpoint" in page
+
+
+@pytest.mark.parametrize("verdict", ["pass", "undecided", "fail"])
+def test_the_page_says_the_verdict(report: ValidationReport, verdict: str) -> None:
+    changed = replace(report, gate=replace(report.gate, verdict=verdict))
+    assert f'<p class="verdict {verdict}">' in render_page(changed)
+    assert f"<title>Validation: {WORDS[verdict]}" in render_page(changed)
+
+
+def test_the_histogram_draws_every_count_in_proportion(report: ValidationReport) -> None:
+    counts = report.kl_divergence_histogram.counts
+    heights = [float(text) for text in re.findall(r'<rect [^>]*height="([\d.]+)"', render_page(report))]
+    assert len(heights) == len(counts)
+    np.testing.assert_allclose(np.array(heights) / max(heights), np.array(counts) / max(counts), atol=1e-3)
