@@ -78,15 +78,31 @@ def _read_config(path: Path) -> tuple["LlamaArchitecture", dict[str, "StoredGrid
 
 
 def _read_model(reference: str, revision: str | None) -> tuple["LlamaArchitecture", dict[str, "StoredGrid"]]:
-    """A folder needs only its config.json; anything else is opened, which reads headers."""
+    """A folder or a hub id needs only its config.json; anything else is opened, which reads headers."""
     from edgeforge.model.checkpoint import open_checkpoint
 
-    config = Path(reference).expanduser() / "config.json"
-    if reference != "demo" and config.is_file():
+    config = None if reference == "demo" else _config_of(reference, revision)
+    if config is not None:
         return _read_config(config)
     checkpoint = open_checkpoint(reference, revision=revision)
     grids = {name: checkpoint.tensor(name).grid for name in checkpoint.names}
     return checkpoint.architecture, {name: grid for name, grid in grids.items() if grid is not None}
+
+
+def _config_of(reference: str, revision: str | None) -> Path | None:
+    from edgeforge.model.checkpoint import HUB_ID
+
+    path = Path(reference).expanduser()
+    if path.exists() or not HUB_ID.fullmatch(reference):
+        return path / "config.json" if (path / "config.json").is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()  # one small file
+    try:
+        return Path(hf_hub_download(reference, "config.json", revision=revision))
+    except (OSError, ValueError):
+        return None  # opening it meets the same failure and says what to do
 
 
 def _show(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference: str, as_json: bool) -> None:

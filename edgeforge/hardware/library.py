@@ -2,7 +2,7 @@
 
 Files whose name starts with an underscore are bases to extend: they are neither listed nor built. A target names its
 profile (`profile = "h100"`) or carries it (`[profile]`, which may extend a known one), so that a board of one's own is
-a single file. Names are looked up beside the file first, then in the library that travels with EdgeForge.
+a single file. Names are looked up in the library that travels with EdgeForge, then beside the file that says them.
 """
 
 import tomllib
@@ -83,10 +83,10 @@ def _locate(reference: str, word: str) -> Path:
 
 
 def _find(name: str, kind: str, beside: Path, context: str) -> Path:
-    """The file that `name` means when `beside` says it."""
-    for folder in (beside.parent, _folder(kind)):
+    """The file that `name` means when `beside` says it. The library first: `h100` beside a target may be a target."""
+    for folder in (_folder(kind), beside.parent):
         path = folder / f"{name}.toml"
-        if "/" not in name and path.is_file() and path.resolve() != beside.resolve():
+        if "/" not in name and path.is_file():
             return path
     near = get_close_matches(name, _names(kind), n=1)
     did_you_mean = f"; did you mean '{near[0]}'?" if near else ""

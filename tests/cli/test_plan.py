@@ -91,6 +91,29 @@ def test_a_folder_needs_only_its_config(config_8b: Path) -> None:
     assert json.loads(result.stdout)["parameters"] == 8_030_261_248
 
 
+def test_a_hub_id_needs_only_its_config(config_8b: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[tuple[str, str, str | None]] = []
+
+    def download(repository: str, name: str, *, revision: str | None) -> str:
+        asked.append((repository, name, revision))
+        return str(config_8b)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    result = CliRunner().invoke(plan, ["-t", "cpu", "-m", "someone/a-model", "--revision", "v2", "--json"])
+    assert result.exit_code == 0, result.exception
+    assert asked == [("someone/a-model", "config.json", "v2")]
+    assert json.loads(result.stdout)["model"] == "someone/a-model"
+
+
+def test_a_hub_id_out_of_reach_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = CliRunner().invoke(plan, ["-t", "cpu", "-m", "someone/a-model-that-nobody-has"])
+    assert isinstance(result.exception, UnusableInput)
+    assert "HF_HUB_OFFLINE" in result.exception.message
+
+
 def test_stored_integers_of_a_gguf_are_carried_over(demo_gguf: Path) -> None:
     result = CliRunner().invoke(plan, ["--target", "cpu", "--model", str(demo_gguf), "--json"])
     assert result.exit_code == 0, result.exception

@@ -112,9 +112,14 @@ def test_a_board_of_ones_own_is_a_single_file(tmp_path: Path) -> None:
     assert target.profile.bandwidth_bytes_per_s == load_profile("jetson-orin-nx").bandwidth_bytes_per_s
 
 
-def test_a_base_beside_the_file_comes_before_the_library(tmp_path: Path) -> None:
+def test_a_base_may_lie_beside_the_file(tmp_path: Path) -> None:
     write(tmp_path, "base.toml", 'extends = "cpu"\ncontext = 77\n')
     assert load_target(write(tmp_path, "mine.toml", 'extends = "base"\n')).context == 77
+
+
+def test_a_profile_is_not_mistaken_for_the_target_of_its_name(tmp_path: Path) -> None:
+    write(tmp_path, "h100.toml", 'extends = "h100"\n')
+    assert load_target(write(tmp_path, "fast.toml", 'extends = "h100"\nprofile = "h100"\n')).profile.name == "h100"
 
 
 def test_a_file_may_have_the_name_of_what_it_extends(tmp_path: Path) -> None:
