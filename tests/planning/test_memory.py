@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgeforge.backends.onnx.layout import ALIGNMENT, weight_layout
 from edgeforge.hardware import load_target
-from edgeforge.planning import draft_plan, matrix_bytes, weight_rows
-from edgeforge.planning.memory import PREFILL_TOKENS, kv_cache_bytes
+from edgeforge.model.architecture import LlamaArchitecture
+from edgeforge.planning import apply_overrides, draft_plan, matrix_bytes, weight_rows
+from edgeforge.planning.memory import PREFILL_TOKENS, kv_cache_bytes, weight_bytes
 from edgeforge.planning.overrides import with_scheme
 from edgeforge.quantization.scheme import QuantizationScheme
 from edgeforge.runtime.session import PREFILL_CHUNK
@@ -58,8 +60,8 @@ def test_matrix_bytes_are_those_of_the_arrays(bits: int, rows: int, columns: int
 
 @pytest.mark.parametrize("shape", [LLAMA_8B, SMOLLM2, STORIES])
 @pytest.mark.parametrize("target", ["cpu", "h100"])
-def test_the_rows_of_the_summary_are_the_weights(shape: object, target: str) -> None:
-    plan = draft_plan(shape, load_target(target))  # type: ignore[arg-type]
+def test_the_rows_of_the_summary_are_the_weights(shape: LlamaArchitecture, target: str) -> None:
+    plan = draft_plan(shape, load_target(target))
     rows = weight_rows(plan)
     a = plan.architecture
     norms = (2 * a.num_hidden_layers + 1) * a.hidden_size
@@ -95,3 +97,15 @@ def test_cards_share_the_weights_and_the_cache() -> None:
 
 def test_prompts_are_planned_in_the_pieces_that_the_runtime_reads() -> None:
     assert PREFILL_TOKENS == PREFILL_CHUNK
+
+
+@pytest.mark.parametrize("shape", [LLAMA_8B, SMOLLM2, STORIES])
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a16", "f16", "f32"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_predicted_weights_are_the_backends_file(shape: LlamaArchitecture, scheme: str, symmetric: bool) -> None:
+    plan = draft_plan(shape, apply_overrides(load_target("cpu"), scheme=scheme, symmetric=symmetric))
+    size = weight_layout(plan).size
+    arrays = 4 * 9 * plan.architecture.num_hidden_layers + 16  # the file aligns each array to ALIGNMENT bytes
+    assert 0 <= size - weight_bytes(shape, plan.target, plan.schemes).file < arrays * ALIGNMENT
+    if shape is not STORIES:
+        assert size == weight_bytes(shape, plan.target, plan.schemes).file
