@@ -11,8 +11,8 @@ from edgeforge.cli.options import json_option, revision_option
 
 if TYPE_CHECKING:
     from edgeforge.model.architecture import LlamaArchitecture
-    from edgeforge.model.checkpoint import Checkpoint, LazyTensor
-    from edgeforge.runtime.manifest import Manifest
+    from edgeforge.model.checkpoint import Checkpoint, LazyTensor, Source
+    from edgeforge.runtime.manifest import Manifest, SourceRecord
 
 # Weights per block and bytes per block of what a checkpoint stores; ggml's figures are from its ggml-common.h.
 STORED = {
@@ -165,9 +165,7 @@ def _render_checkpoint(path: str, checkpoint: "Checkpoint", every_tensor: bool) 
     from edgeforge.cli.text import bytes_text, fields, table
 
     tensors = [checkpoint.tensor(name) for name in checkpoint.names]
-    source = checkpoint.source
-    origin = " ".join(part for part in (source.kind, source.name, source.revision) if part)
-    head = [("model", path), ("source", f"{origin}, {source.precision}"), ("fingerprint", checkpoint.fingerprint)]
+    head = [("model", path), ("source", _origin(checkpoint.source)), ("fingerprint", checkpoint.fingerprint)]
     rows = [
         (s.dtype, str(s.tensors), f"{s.parameters:,}", "" if s.stored_bytes is None else bytes_text(s.stored_bytes))
         for s in by_dtype(tensors)
@@ -186,13 +184,12 @@ def _render_bundle(path: str, manifest: "Manifest", every_file: bool) -> str:
     from edgeforge.cli.text import bytes_text, fields, table
 
     source, model, target = manifest.source, manifest.model, manifest.target
-    origin = " ".join(part for part in (source.kind, source.name, source.revision) if part)
     packages = ", ".join(f"{name}{least}" for name, least in manifest.requirements.packages.items())
     pairs = [
         ("bundle", f"{path}, built by EdgeForge {manifest.edgeforge_version}"),
         ("target", f"{target.get('name')}: {target.get('description', '')}".removesuffix(": ")),
-        ("stored as", f"{target.get('scheme')}, activations {model.activations}, KV cache {model.kv_cache}"),
-        ("source", f"{origin}, {source.precision}"),
+        ("scheme", f"{target.get('scheme')}, activations {model.activations}, KV cache {model.kv_cache}"),
+        ("source", _origin(source)),
         ("fingerprint", source.fingerprint),
         ("context", f"{model.context_length:,} tokens"),
         ("needs", f"{packages}; {manifest.requirements.provider}"),
@@ -215,6 +212,12 @@ def _planned_architecture(manifest: "Manifest") -> "LlamaArchitecture | None":
 
     document = manifest.plan.get("architecture")
     return architecture_from_json(document) if isinstance(document, dict) else None
+
+
+def _origin(source: "Source | SourceRecord") -> str:
+    """`hub org/name 1a2b3c, stored as BF16`"""
+    words = dict.fromkeys(word for word in (source.kind, source.name, source.revision) if word)
+    return f"{' '.join(words)}, stored as {source.precision}"
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -1,7 +1,6 @@
 """Where a bundle goes: the default folder, and taking the place of an older bundle."""
 
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,34 +30,27 @@ def model_slug(model: str) -> str:
 
 
 def check_destination(out: Path, *, force: bool) -> None:
-    """UsageError when `out` exists, and with `force` when it holds anything that is not a bundle."""
-    if not out.exists() and not out.is_symlink():
-        return
-    if not force:
-        raise UsageError(f"{out} exists already", hint="choose another folder with --out, or replace it with --force")
-    if not _is_replaceable(out):
-        raise UsageError(f"{out} is not a bundle, so --force will not delete it", hint="choose another folder")
+    """UsageError when `out` exists, and with `force` when it is anything but a bundle."""
+    from edgeforge import bundle
+
+    if force and out.is_symlink():
+        raise UsageError(f"{out} is a link, so --force will not replace it", hint="name the folder it points to")
+    bundle.check_destination(out, replace=force)
 
 
 @contextmanager
 def destination(out: Path, *, force: bool) -> Iterator[Path]:
-    """The folder to build into so that `out` is never half a bundle; with `force`, the old one stays until the end.
+    """The folder to build into; with `force` and a bundle at `out`, that one stays until the new one is complete.
 
     Raises as `check_destination` does.
     """
+    from edgeforge import bundle
+
     check_destination(out, force=force)
     if not out.exists():
         yield out
         return
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.replacing-", dir=out.parent) as folder:
-        fresh = Path(folder) / out.name
+    with bundle.staging_directory(out) as room:
+        fresh = room / out.name
         yield fresh
-        if fresh.exists():
-            out.rename(Path(folder) / "old")
-            fresh.rename(out)
-
-
-def _is_replaceable(out: Path) -> bool:
-    if out.is_symlink() or not out.is_dir():
-        return False
-    return (out / "manifest.json").is_file() or not any(out.iterdir())
+        bundle.publish_directory(fresh, out, replace=True)

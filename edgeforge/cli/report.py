@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from edgeforge.cli.text import bytes_text, fields, plus_minus
@@ -11,6 +12,7 @@ from edgeforge.errors import GateFailed
 if TYPE_CHECKING:
     from edgeforge.pipeline import BuildResult
     from edgeforge.planning import BuildPlan
+    from edgeforge.quantization.scheme import QuantizationScheme
     from edgeforge.validation.report import ValidationReport
 
 VERDICTS = {"pass": "passed", "undecided": "passed, with too few tokens to be sure", "fail": "FAILED"}
@@ -30,16 +32,15 @@ def build_text(result: "BuildResult", out: Path) -> str:
     else:
         pairs += validation_fields(validation)
         notes = validation.notes
-    pairs += [("note", note) for note in notes]
+    pairs += [("note", fill(note, width=90)) for note in notes]
     return f"{fields(pairs)}\n\nNext:\n{next_commands(out)}"
 
 
 def plan_fields(plan: "BuildPlan") -> list[tuple[str, str]]:
     """The plan's headline: how weights are stored, what memory that takes, how fast it can be at best."""
     target, memory = plan.target, plan.memory
-    stored = target.scheme if target.scheme.startswith("f") else f"{target.scheme}, groups of {target.group_size}"
     return [
-        ("stored as", f"{stored}; embedding {target.embedding}, head {target.lm_head}"),
+        ("stored as", stored_text(plan)),
         (
             "memory",
             f"{bytes_text(memory.total_bytes)} of {bytes_text(memory.available_bytes)} planned on {target.name}, "
@@ -47,6 +48,31 @@ def plan_fields(plan: "BuildPlan") -> list[tuple[str, str]]:
         ),
         ("decode bound", f"{plan.decode_tokens_per_s:,.0f} tokens/s, by {target.profile.name}'s memory bandwidth"),
     ]
+
+
+def stored_text(plan: "BuildPlan") -> str:
+    """The schemes that the linears really get (a checkpoint's own grid may replace the target's), then the embedding's.
+
+    `w4a16 in groups of 32, embedding and head w8a16 in groups of 32`
+    """
+    from edgeforge.planning import EMBEDDING
+
+    by_scheme: dict[str, int] = {}
+    for linear in plan.architecture.linears():
+        if linear.role != "lm_head":
+            text = scheme_text(plan.schemes[linear.name])
+            by_scheme[text] = by_scheme.get(text, 0) + 1
+    parts = sorted(by_scheme, key=lambda text: -by_scheme[text])
+    embedding = scheme_text(plan.schemes[EMBEDDING])
+    if plan.architecture.tie_word_embeddings:
+        return "; ".join([*parts, f"embedding and head {embedding}"])
+    head = scheme_text(plan.schemes["lm_head.weight"])
+    return "; ".join([*parts, f"embedding {embedding}", f"head {head}"])
+
+
+def scheme_text(scheme: "QuantizationScheme") -> str:
+    """`w4a16 in groups of 32`"""
+    return scheme.name if scheme.group_size is None else f"{scheme.name} in groups of {scheme.group_size}"
 
 
 def validation_fields(report: "ValidationReport") -> list[tuple[str, str]]:
