@@ -44,8 +44,8 @@ def _origin(source: SourceRecord, *, version: str, has_licence: bool) -> str:
     )
     return (
         f"This bundle was made by EdgeForge {version} from {name}{at} ({source.fingerprint}).\n\n"
-        f"The files under model/ were changed: the weights were converted, and quantized as manifest.json says. They are\n"
-        f"{terms}.\n"
+        f"The files under model/ were changed: the weights were converted, and quantized as manifest.json says.\n"
+        f"They are {terms}.\n"
         "The files under runtime/ and __main__.py are part of EdgeForge, licensed under the Apache License 2.0, see\n"
         "runtime/LICENSE."
     )

@@ -58,7 +58,7 @@ def load(
     `Model.warm_up()`. UnusableBundle (not a bundle), CorruptBundle (a byte differs), MissingRequirement (no package or
     device).
     """
-    from .engine import import_package
+    from .requirements import import_package
 
     for package in ("numpy", "onnxruntime", "tokenizers"):
         import_package(package, device or "cpu")

@@ -2,23 +2,18 @@
 there.
 """
 
-import importlib
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .errors import MissingRequirement, UnusableBundle
-
-Device = Literal["cpu", "cuda"]
+from .requirements import ONNXRUNTIME, Device, import_package
 
 _PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_PACKAGES: dict[Device, str] = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu[cuda,cudnn]"}
 DTYPES: dict[str, type[np.float32] | type[np.float16]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -100,35 +95,6 @@ def _read(path: str) -> str:
         return ""
 
 
-def check_packages(packages: Mapping[str, str], device: Device) -> None:
-    """MissingRequirement unless every package is there, and new enough (`>=X.Y` is the only form)."""
-    for package, least in packages.items():
-        module = import_package(package, device)
-        found = str(getattr(module, "__version__", ""))
-        if least and _numbers(found) < _numbers(least.removeprefix(">=")):
-            raise MissingRequirement(
-                f"the bundle needs {package} {least}, found {found}",
-                hint=f"pip install --upgrade '{_pip_name(package, device)}{least}'",
-            )
-
-
-def import_package(package: str, device: Device = "cpu") -> ModuleType:
-    """The imported package, or MissingRequirement with the pip command."""
-    try:
-        return importlib.import_module("onnxruntime" if package.startswith("onnxruntime") else package)
-    except ImportError as error:
-        name = _pip_name(package, device)
-        raise MissingRequirement(f"the package {package} is missing ({error})", hint=f"pip install '{name}'") from None
-
-
-def _pip_name(package: str, device: Device) -> str:
-    return _PACKAGES[device] if package.startswith("onnxruntime") else package
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
-
-
 def open_graph(path: Path, *, device: Device, threads: int | None) -> Graph:
     """An onnxruntime session for latency: all optimizations, spinning threads, no growth of the arena beyond what a run
     asks.
@@ -140,12 +106,12 @@ def open_graph(path: Path, *, device: Device, threads: int | None) -> Graph:
     if provider not in ort.get_available_providers():
         raise MissingRequirement(
             f"this onnxruntime has no {provider}",
-            hint=f"pip install '{_PACKAGES[device]}', or run on the processor with device cpu",
+            hint=f"pip install '{ONNXRUNTIME[device]}', or run on the processor with device cpu",
         )
     if device == "cuda" and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA libraries that pip installed are on no search path
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only: warnings would land between the words of an answer
+    options.log_severity_level = 4  # what goes wrong is raised; a log would land between the words of an answer
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads or default_threads()
@@ -163,6 +129,19 @@ def open_graph(path: Path, *, device: Device, threads: int | None) -> Graph:
             hint="check `nvidia-smi`, or run on the processor with device cpu",
         )
     return graph
+
+
+def run(graph: Graph, binding: Binding) -> None:
+    """Run the graph on what is bound; MemoryError where the memory ran out, else UnusableBundle with onnxruntime's
+    reason.
+    """
+    try:
+        graph.run_with_iobinding(binding)
+    except Exception as error:
+        reason = _first_line(error)
+        if "failed to allocate" in reason.lower() or "out of memory" in reason.lower():
+            raise MemoryError(reason) from error
+        raise UnusableBundle(f"onnxruntime stopped while it ran the model: {reason}") from error
 
 
 def _providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:

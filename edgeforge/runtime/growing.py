@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import DTYPES, Binding, Device, Graph, Value, import_package
+from .engine import DTYPES, Binding, Graph, Value, run
 from .manifest import ModelRecord
+from .requirements import Device, import_package
 from .session import PREFILL_CHUNK, cache_arguments, check_room
 
 
@@ -67,7 +68,7 @@ class GrowingCacheDecoder:
         for argument, value in zip(self._arguments, self._past, strict=True):
             binding.bind_ortvalue_input(argument.name, value)
             binding.bind_output(argument.name.replace("past_key_values", "present"), self._device)
-        self._graph.run_with_iobinding(binding)
+        run(self._graph, binding)
         logits, *self._past = binding.get_outputs()
         self._ids.extend(ids)
         return np.asarray(logits.numpy()[0], np.float32)

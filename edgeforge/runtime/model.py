@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chat import Message, render
-from .engine import Device, Graph, check_packages, device_of, open_graph
+from .engine import Graph, device_of, open_graph
 from .errors import UnusableBundle
 from .generate import GenerationOptions, generate, shared_prefix
 from .growing import GrowingCacheDecoder
 from .integrity import Level, verify
 from .manifest import Manifest
+from .requirements import Device, check_packages
 from .sampling import Sampling
 from .session import Decoder, Scorer, SharedCacheDecoder
 from .stream import Chunk, Turns, stream

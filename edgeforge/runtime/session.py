@@ -12,9 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import DTYPES, Argument, Binding, Device, Graph, Value, import_package
+from .engine import DTYPES, Argument, Binding, Graph, Value, run
 from .errors import UnusableBundle
 from .manifest import ModelRecord
+from .requirements import Device, import_package
 
 # Bounds the activations of a long prompt; larger chunks are no faster.
 PREFILL_CHUNK = 512
@@ -63,7 +64,7 @@ class SharedCacheDecoder:
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
             self._inputs.bind(chunk, past=len(self._ids))
-            self._graph.run_with_iobinding(self._binding)
+            run(self._graph, self._binding)
             self._ids.extend(chunk)
         return np.asarray(self._logits[0, 0], np.float32)
 
@@ -89,7 +90,7 @@ class Scorer:
         self._inputs.bind(ids, past=0)
         logits = np.empty((1, len(ids), self._model.vocab_size), DTYPES[output(self._graph, "logits").type])
         bind_array_output(self._binding, "logits", logits)
-        self._graph.run_with_iobinding(self._binding)
+        run(self._graph, self._binding)
         return np.asarray(logits[0], np.float32)
 
     def _grow(self, positions: int) -> None:

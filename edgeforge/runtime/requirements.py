@@ -1,0 +1,45 @@
+"""The packages a bundle needs: found, new enough, or the pip command that cures it. Needs none of them itself."""
+
+import importlib
+import re
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Literal
+
+from .errors import MissingRequirement
+
+Device = Literal["cpu", "cuda"]
+
+ONNXRUNTIME: dict[Device, str] = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu[cuda,cudnn]"}
+
+
+def check_packages(packages: Mapping[str, str], device: Device) -> None:
+    """MissingRequirement unless every package is there, and new enough (`>=X.Y` is the only form)."""
+    for package, least in packages.items():
+        module = import_package(package, device)
+        found = str(getattr(module, "__version__", ""))
+        if least and _numbers(found) < _numbers(least):
+            raise MissingRequirement(
+                f"the bundle needs {package} {least}, found {found}",
+                hint=f"pip install --upgrade '{pip_name(package, device)}{least}'",
+            )
+
+
+def import_package(package: str, device: Device = "cpu") -> ModuleType:
+    """The imported package, or MissingRequirement with the pip command."""
+    try:
+        # onnxruntime-gpu is imported under the same name.
+        return importlib.import_module("onnxruntime" if package.startswith("onnxruntime") else package)
+    except ImportError as error:
+        raise MissingRequirement(
+            f"the package {package} is missing ({error})", hint=f"pip install '{pip_name(package, device)}'"
+        ) from None
+
+
+def pip_name(package: str, device: Device) -> str:
+    """What to give pip for a package: onnxruntime comes in one edition per device."""
+    return ONNXRUNTIME[device] if package.startswith("onnxruntime") else package
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])

@@ -1,0 +1,209 @@
+"""Generation: greedy is the argmax of the reference, the cache is reused without changing the answer, and every ending
+has its reason.
+"""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_bundle import Shape, make_bundle, reference_logits
+
+from edgeforge import runtime
+from edgeforge.runtime.errors import UnusableBundle
+from edgeforge.runtime.manifest import GenerationRecord
+from edgeforge.runtime.model import Model
+from edgeforge.runtime.stream import Chunk
+
+SHAPE = Shape()
+PROMPT = [10, 200, 31, 4, 55]
+
+
+def ids_of(chunks: list[Chunk]) -> list[int]:
+    return [token for chunk in chunks for token in chunk.token_ids]
+
+
+def collect(chunks: Iterator[Chunk]) -> tuple[list[int], Chunk]:
+    found = list(chunks)
+    assert all(chunk.finish_reason is None and chunk.usage is None for chunk in found[:-1])
+    return ids_of(found), found[-1]
+
+
+def greedy_reference(prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(reference_logits(SHAPE, ids)[-1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_greedy_is_the_references_argmax(model: Model) -> None:
+    ids, last = collect(model.generate(PROMPT, max_new_tokens=20, ignore_eos=True))
+    assert ids == greedy_reference(PROMPT, 20)
+    assert last.finish_reason == "length"
+
+
+def test_the_text_is_the_decoded_ids(model: Model) -> None:
+    chunks = list(model.generate("Héllo", max_new_tokens=30, temperature=1.0, seed=4, ignore_eos=True))
+    assert "".join(chunk.text for chunk in chunks) == model.decode(ids_of(chunks))
+
+
+def test_reusing_the_cache_does_not_change_the_answer(model: Model, tiny: Path) -> None:
+    first, _ = collect(model.generate(PROMPT, max_new_tokens=10, ignore_eos=True))
+    longer = [*PROMPT, *first, 7, 8, 9]
+    reused, last = collect(model.generate(longer, max_new_tokens=10, ignore_eos=True))
+    fresh, _ = collect(runtime.load(tiny, threads=1).generate(longer, max_new_tokens=10, ignore_eos=True))
+    assert reused == fresh
+    assert last.usage is not None
+    # the last generated id was never fed
+    assert last.usage.reused_tokens == len(PROMPT) + len(first) - 1
+
+
+def test_a_prompt_that_turns_off_reuses_what_is_shared(model: Model, tiny: Path) -> None:
+    collect(model.generate([1, 2, 3, 4, 5, 6], max_new_tokens=5, ignore_eos=True))
+    ids, last = collect(model.generate([1, 2, 3, 9], max_new_tokens=8, ignore_eos=True))
+    assert ids == greedy_reference([1, 2, 3, 9], 8)
+    assert last.usage is not None
+    assert last.usage.reused_tokens == 3
+    again, last = collect(model.generate([1, 2, 3, 9], max_new_tokens=8, ignore_eos=True))
+    assert again == ids
+    assert last.usage is not None
+    assert last.usage.reused_tokens == 3  # all but the last token, whose logits are needed
+
+
+def test_usage_and_timings_add_up(model: Model) -> None:
+    model.decoder.rewind(0)
+    ids, last = collect(model.generate(PROMPT, max_new_tokens=12, ignore_eos=True))
+    usage, timings = last.usage, last.timings
+    assert usage is not None
+    assert timings is not None
+    assert (usage.prompt_tokens, usage.reused_tokens, usage.completion_tokens) == (5, 0, 12)
+    assert len(ids) == 12
+    assert timings.prefill_tokens_per_s == pytest.approx(5 / timings.prefill_ms * 1000)
+    assert timings.decode_tokens_per_s == pytest.approx(12 / timings.decode_ms * 1000, rel=0.1)
+
+
+def test_every_id_of_the_eos_list_ends_the_text_and_is_not_shown(tmp_path: Path) -> None:
+    expected = greedy_reference(PROMPT, 12)
+    stop_at = next(at for at in range(1, 12) if expected[at] not in expected[:at])
+    for eos in ((expected[stop_at],), (259, expected[stop_at])):
+        bundle = make_bundle(tmp_path / f"eos{len(eos)}", eos=eos)
+        ids, last = collect(runtime.load(bundle, threads=1).generate(PROMPT, max_new_tokens=12))
+        assert (ids, last.finish_reason) == (expected[:stop_at], "stop")
+        assert last.usage is not None
+        assert last.usage.completion_tokens == stop_at
+
+
+def test_the_context_ends_the_text(model: Model) -> None:
+    prompt = [int(id) for id in np.random.default_rng(0).integers(0, 256, 60)]
+    ids, last = collect(model.generate(prompt, ignore_eos=True))
+    assert (len(ids), last.finish_reason) == (SHAPE.context - 60, "length")
+
+
+def test_a_prompt_that_fills_the_context_leaves_no_room(model: Model) -> None:
+    ids, last = collect(model.generate([1] * SHAPE.context, ignore_eos=True))
+    assert (ids, last.finish_reason) == ([], "length")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([1] * 65, "65 tokens, more than the bundle's context of 64"),
+        ([], "the prompt is empty"),
+        ([260], "outside the vocabulary of 260"),
+        ([-1], "outside the vocabulary"),
+    ],
+)
+def test_a_prompt_that_cannot_be_served_is_refused_at_the_call(model: Model, prompt: list[int], message: str) -> None:
+    with pytest.raises(UnusableBundle, match=message) as caught:
+        model.generate(prompt)
+    assert caught.value.exit_code == 3
+    with pytest.raises(UnusableBundle, match=message):
+        model.score(prompt)
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_new_tokens_at_all_is_refused(model: Model, count: int) -> None:
+    with pytest.raises(UnusableBundle, match="max_new_tokens"):
+        model.generate(PROMPT, max_new_tokens=count)
+
+
+def test_cancelling_from_another_thread_ends_the_text(model: Model) -> None:
+    cancel = threading.Event()
+    chunks = []
+    for chunk in model.generate(PROMPT, ignore_eos=True, cancel=cancel):
+        chunks.append(chunk)
+        if len(chunks) == 3:
+            setter = threading.Thread(target=cancel.set)
+            setter.start()
+            setter.join()
+    assert chunks[-1].finish_reason == "cancelled"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == len(ids_of(chunks)) < 59
+
+
+def test_a_stop_string_ends_the_text_before_it(model: Model) -> None:
+    def text_with(stop: list[str]) -> tuple[str, Chunk]:
+        chunks = list(model.generate("Hi", max_new_tokens=40, temperature=1.0, seed=11, stop=stop, ignore_eos=True))
+        return "".join(chunk.text for chunk in chunks), chunks[-1]
+
+    whole, _ = text_with([])
+    stop = whole[10:12]
+    shown, last = text_with(["never there", stop])
+    assert shown == whole[: whole.index(stop)]
+    assert last.finish_reason == "stop"
+
+
+def test_a_seed_fixes_the_answer(model: Model) -> None:
+    def answer(seed: int) -> list[int]:
+        chunks = model.generate(PROMPT, max_new_tokens=20, temperature=2.0, top_k=50, top_p=0.95, seed=seed)
+        return collect(chunks)[0]
+
+    assert answer(1) == answer(1)
+    assert answer(1) != answer(2)
+
+
+def test_the_authors_sampling_is_the_default_and_the_caller_overrides_it(tmp_path: Path) -> None:
+    generation = GenerationRecord(do_sample=True, temperature=3.0, top_k=40)
+    sampling = runtime.load(make_bundle(tmp_path / "sampled", generation=generation), threads=1)
+    draws = {tuple(collect(sampling.generate(PROMPT, max_new_tokens=8, seed=seed))[0]) for seed in range(5)}
+    assert len(draws) > 1
+    greedy, _ = collect(sampling.generate(PROMPT, max_new_tokens=8, temperature=0, ignore_eos=True))
+    assert greedy == greedy_reference(PROMPT, 8)
+
+
+def test_a_temperature_without_do_sample_stays_greedy_as_in_transformers(tmp_path: Path) -> None:
+    quiet = runtime.load(make_bundle(tmp_path / "greedy", generation=GenerationRecord(temperature=3.0)), threads=1)
+    assert collect(quiet.generate(PROMPT, max_new_tokens=8, ignore_eos=True))[0] == greedy_reference(PROMPT, 8)
+
+
+def test_an_older_generation_is_told_that_a_newer_one_took_the_cache(model: Model) -> None:
+    older = model.generate([1, 2, 3], ignore_eos=True)
+    next(older)
+    newer = model.generate(PROMPT, max_new_tokens=6, ignore_eos=True)
+    started = [next(newer)]
+    with pytest.raises(UnusableBundle, match="another generation"):
+        next(older)
+    assert ids_of([*started, *newer]) == greedy_reference(PROMPT, 6)
+
+
+def test_a_generation_left_early_leaves_the_model_usable(model: Model) -> None:
+    for _ in model.generate([1, 2, 3], ignore_eos=True):
+        break
+    assert collect(model.generate(PROMPT, max_new_tokens=6, ignore_eos=True))[0] == greedy_reference(PROMPT, 6)
+
+
+def test_chat_answers_the_template(model: Model) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    expected = model.encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert model.chat_ids(messages) == expected
+    ids, last = collect(model.chat(messages, max_new_tokens=5))
+    assert last.usage is not None
+    assert last.usage.prompt_tokens == len(expected)
+    assert ids == collect(model.generate(expected, max_new_tokens=5))[0]
+
+
+def test_chat_without_a_template_is_refused(tmp_path: Path) -> None:
+    plain = runtime.load(make_bundle(tmp_path / "plain", chat=False), threads=1)
+    with pytest.raises(UnusableBundle, match="no chat template"):
+        plain.chat([{"role": "user", "content": "Hi"}])

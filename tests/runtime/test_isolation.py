@@ -1,0 +1,118 @@
+"""The runtime stands alone: copied out as `runtime`, it imports numpy, onnxruntime, tokenizers and nothing else."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_bundle import make_bundle
+
+from edgeforge.bundle import runtime_files
+
+ALLOWED = {"numpy", "onnxruntime", "tokenizers", "runtime"}
+# What those three import themselves, wherever it is installed.
+THEIRS = {"google", "flatbuffers", "sympy", "mpmath", "coloredlogs", "humanfriendly", "packaging", "ml_dtypes"}
+PROBE = """
+import importlib.abc, json, sys
+sys.path.insert(0, sys.argv[1])
+
+class Watch(importlib.abc.MetaPathFinder):
+    '''Records what the runtime's own modules import; what numpy and the others import is theirs.'''
+    seen = set()
+    def find_spec(self, name, path=None, target=None):
+        frame = sys._getframe(1)
+        while frame and ("importlib" in frame.f_code.co_filename):
+            frame = frame.f_back
+        if frame and "/runtime/" in frame.f_code.co_filename:
+            self.seen.add(name.split(".")[0])
+        return None
+
+sys.meta_path.insert(0, Watch())
+before = set(sys.modules)
+import runtime
+light = sorted({name.split(".")[0] for name in set(sys.modules) - before})
+model = runtime.load(sys.argv[1], threads=1)
+text = "".join(chunk.text for chunk in model.generate([1, 2, 3], max_new_tokens=3, ignore_eos=True))
+model.score([1, 2, 3])
+loaded = sorted({name.split(".")[0] for name in sys.modules})
+print(json.dumps({"light": light, "seen": sorted(Watch.seen), "loaded": loaded, "file": runtime.__file__}))
+"""
+
+
+def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd="/", env=kept | environment, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def probe(tiny: Path) -> dict:
+    result = run(["-I", "-B", "-c", PROBE, str(tiny)])
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_it_runs_from_the_bundle(probe: dict, tiny: Path) -> None:
+    assert probe["file"] == str(tiny / "runtime/__init__.py")
+
+
+def test_it_imports_only_what_is_allowed(probe: dict) -> None:
+    outside = set(probe["seen"]) - set(sys.stdlib_module_names)
+    assert outside == {"numpy", "onnxruntime", "tokenizers", "runtime"}
+    assert not set(probe["loaded"]) & {"edgeforge", "onnx", "torch", "transformers", "jinja2", "click", "gguf"}
+
+
+def test_importing_it_is_light(probe: dict) -> None:
+    assert set(probe["light"]) - set(sys.stdlib_module_names) == {"runtime"}
+
+
+def test_a_bundle_carries_the_runtime_verbatim_and_no_bytecode() -> None:
+    files = runtime_files()
+    assert list(files) == [*sorted(name for name in files if name != "__main__.py"), "__main__.py"]
+    assert all(name.endswith(".py") or name == "runtime/LICENSE" for name in files)
+    assert b"Apache License" in files["runtime/LICENSE"]
+
+
+def test_python_bundle_answers_and_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b")
+    for _ in range(2):
+        result = run([str(bundle), "Hello", "--max-new-tokens", "4", "--verify", "full"])
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.endswith("\n")
+        assert not list(bundle.rglob("__pycache__"))
+
+
+def test_embedding_a_bundle_twice_works_though_python_leaves_bytecode(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import runtime; runtime.load(sys.argv[1])"
+    for _ in range(2):
+        result = run(["-c", code, str(bundle)])
+        assert (result.returncode, result.stderr) == (0, "")
+    assert list(bundle.rglob("*.pyc"))
+
+
+def test_a_corrupted_bundle_says_so_and_exits_6(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b")
+    (bundle / "model/tokenizer.json").write_text("{}")
+    result = run([str(bundle), "Hello"])
+    assert result.returncode == 6
+    assert "model/tokenizer.json" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("package", ["numpy", "onnxruntime", "tokenizers"])
+def test_a_missing_package_exits_7_with_the_pip_command(tmp_path: Path, tiny: Path, package: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
+    result = run([str(tiny), "Hello"], PYTHONPATH=str(tmp_path))
+    assert result.returncode == 7
+    assert f"hint: pip install '{package}'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_moved_bundle_still_runs(tmp_path: Path, tiny: Path) -> None:
+    moved = shutil.copytree(tiny, tmp_path / "with space" / "é")
+    assert run([str(moved), "Hello", "--max-new-tokens", "2"]).returncode == 0

@@ -1,0 +1,133 @@
+"""The manifest is read strictly: what is wrong is named by field, and the JSON Schema agrees with the reader."""
+
+import copy
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from edgeforge import bundle as bundle_package
+from edgeforge.bundle import manifest_to_json
+from edgeforge.runtime.errors import BundleError, CorruptBundle, UnusableBundle
+from edgeforge.runtime.manifest import is_safe_path, manifest_from_json, read_manifest
+
+SCHEMA = json.loads(Path(bundle_package.__file__).with_name("manifest.schema.json").read_text())
+
+
+@pytest.fixture
+def document(tiny: Path) -> dict:
+    return json.loads((tiny / "manifest.json").read_text())
+
+
+def change(document: dict, path: str, value: object) -> dict:
+    changed = copy.deepcopy(document)
+    *parents, last = path.split("/")
+    place = changed
+    for parent in parents:
+        place = place[parent]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return changed
+
+
+def test_reading_is_the_inverse_of_writing(tiny: Path, document: dict) -> None:
+    manifest = read_manifest(tiny)
+    assert manifest_to_json(manifest) == document
+    assert manifest_from_json(document) == manifest
+
+
+def test_the_schema_accepts_what_is_written(document: dict) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(document, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("schema_version", "1", "schema_version must be an integer"),
+        ("schema_version", 0, "schema_version"),
+        ("edgeforge_version", ..., "edgeforge_version is missing"),
+        ("target", [], "target must be an object"),
+        ("surprise", 1, "surprise is not a field"),
+        ("source/revision", 7, "source.revision must be a string"),
+        ("source/path", "/home/me", "source.path is not a field"),
+        ("model/context_length", True, "model.context_length must be an integer"),
+        ("model/context_length", 0, "model.context_length must be at least 1"),
+        ("model/head_dim", 16.5, "model.head_dim must be an integer"),
+        ("model/eos_token_ids", [1, "2"], "model.eos_token_ids must be a list of integers"),
+        ("model/add_bos", 1, "model.add_bos must be true or false"),
+        ("model/backend", "gguf", "model.backend is 'gguf'"),
+        ("model/generation/top_k", "50", "model.generation.top_k must be an integer"),
+        ("requirements/provider", "TPU", "requirements.provider is 'TPU'"),
+        ("requirements/packages", {"numpy": 2}, "requirements.packages.numpy must be a string"),
+        ("requirements/packages", {"numpy": "==2"}, "requirements.packages.numpy is '==2'"),
+        ("determinism/reproducible", "yes", "determinism.reproducible must be true or false"),
+        ("files", {"../etc/passwd": {"sha256": "0" * 64, "size": 1, "role": "x"}}, "'../etc/passwd'"),
+        ("files", {"/etc/passwd": {"sha256": "0" * 64, "size": 1, "role": "x"}}, "'/etc/passwd'"),
+        ("files", {"a": {"sha256": "0" * 63, "size": 1, "role": "x"}}, "files.a.sha256"),
+        ("files", {"a": {"sha256": "0" * 64, "size": -1, "role": "x"}}, "files.a.size"),
+    ],
+)
+def test_a_wrong_field_is_named_and_the_schema_refuses_it_too(
+    document: dict, path: str, value: object, named: str
+) -> None:
+    changed = change(document, path, value)
+    with pytest.raises(UnusableBundle, match=r"manifest\.json") as caught:
+        manifest_from_json(changed)
+    assert named in caught.value.message
+    assert "\n" not in caught.value.message
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(changed, SCHEMA)
+
+
+def test_a_newer_manifest_says_update(document: dict) -> None:
+    with pytest.raises(UnusableBundle, match="schema version 2") as caught:
+        manifest_from_json(change(document, "schema_version", 2))
+    assert "update" in (caught.value.hint or "")
+
+
+def test_a_model_file_that_is_not_listed_is_refused(document: dict) -> None:
+    with pytest.raises(UnusableBundle, match=r"model\.graph"):
+        manifest_from_json(change(document, "model/graph", "model/other.onnx"))
+
+
+@pytest.mark.parametrize("value", [None, [], "text", 3])
+def test_a_manifest_that_is_no_object_is_refused(value: object) -> None:
+    with pytest.raises(UnusableBundle, match="not a JSON object"):
+        manifest_from_json(value)
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(UnusableBundle, match="not a bundle") as caught:
+        read_manifest(tmp_path)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""])
+def test_a_manifest_that_is_no_json_is_corrupt(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(CorruptBundle):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["a", "a/b.c", ".hidden", "a/..b", "ünï/日本"])
+def test_plain_paths_are_safe(path: str) -> None:
+    assert is_safe_path(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/a", "a/", "a//b", ".", "..", "a/../b", "a/./b", "a\\b", "C:/x", "a\nb", "a\0b", "a*"]
+)
+def test_other_paths_are_not(path: str) -> None:
+    assert not is_safe_path(path)
+
+
+def test_every_error_of_the_runtime_has_an_exit_code_of_the_toolchain() -> None:
+    assert {cls.__name__: cls.exit_code for cls in BundleError.__subclasses__()} == {
+        "UnusableBundle": 3,
+        "CorruptBundle": 6,
+        "MissingRequirement": 7,
+    }

@@ -1,0 +1,200 @@
+"""A bundle small enough to make in a test: a random decoder of a few thousand weights behind the graph contract of the
+runtime.
+
+The graph is attention only (no MLP, no norms), so that its numpy twin `reference_logits` fits on a page.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from edgeforge.bundle import assemble
+from edgeforge.runtime.manifest import Determinism, GenerationRecord, ModelRecord, Requirements, SourceRecord
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ("<|im_start|>", "<|im_end|>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    layers: int = 2
+    hidden: int = 32
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 16
+    vocab: int = 260
+    context: int = 64
+    dtype: type[np.float32] | type[np.float16] = np.float32
+
+
+def weights(shape: Shape, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Every initializer, float32 [in, out]."""
+    random = np.random.default_rng(seed)
+    qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    sizes = {"embed": (shape.vocab, shape.hidden), "head": (shape.hidden, shape.vocab)}
+    for layer in range(shape.layers):
+        sizes |= {f"qkv{layer}": (shape.hidden, qkv), f"o{layer}": (shape.heads * shape.head_dim, shape.hidden)}
+    # Large enough that the next token depends on all tokens before, and that ties do not happen.
+    return {name: (random.standard_normal(size) * 0.3).astype(np.float32) for name, size in sizes.items()}
+
+
+def rotary(shape: Shape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    inverse = 1e4 ** (-np.arange(shape.head_dim // 2) * 2 / shape.head_dim)
+    angles = np.arange(shape.context)[:, None] * inverse
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def reference_logits(shape: Shape, ids: list[int], seed: int = 0) -> NDArray[np.float32]:
+    """float32 [T, V]: the same decoder in numpy, without a cache."""
+    w = weights(shape, seed)
+    cos, sin = (table[: len(ids), None] for table in rotary(shape))
+
+    def rotate(x: NDArray[np.float32]) -> NDArray[np.float32]:  # [T, heads, head_dim]
+        a, b = np.split(x, 2, axis=-1)
+        return np.concatenate((a * cos - b * sin, b * cos + a * sin), axis=-1)
+
+    x = w["embed"][ids]
+    mask = np.triu(np.full((len(ids), len(ids)), -np.inf, np.float32), 1)
+    for layer in range(shape.layers):
+        qkv = (x @ w[f"qkv{layer}"]).reshape(len(ids), -1, shape.head_dim)
+        q, k, v = np.split(qkv, [shape.heads, shape.heads + shape.kv_heads], axis=1)
+        k, v = (np.repeat(part, shape.heads // shape.kv_heads, axis=1) for part in (rotate(k), v))
+        scores = np.einsum("qhd,khd->hqk", rotate(q), k) / np.sqrt(shape.head_dim) + mask
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        attention = np.einsum("hqk,khd->qhd", p / p.sum(-1, keepdims=True), v)
+        x = x + attention.reshape(len(ids), -1) @ w[f"o{layer}"]
+    return x @ w["head"]
+
+
+def graph(shape: Shape, *, scoring: bool, seed: int = 0) -> onnx.ModelProto:
+    """The decoder as ONNX; `scoring` keeps the logits of every token."""
+    kind = TensorProto.FLOAT if shape.dtype is np.float32 else TensorProto.FLOAT16
+    cos, sin = rotary(shape)
+    arrays = {
+        name: array.astype(shape.dtype) for name, array in (weights(shape, seed) | {"cos": cos, "sin": sin}).items()
+    }
+    arrays |= {"one": np.array([1], np.int64), "one32": np.array([1], np.int32), "index1": np.array(1, np.int64)}
+    arrays |= {"minus1": np.array([-1], np.int64), "end": np.array([2**31], np.int64)}
+    nodes = [
+        helper.make_node("ReduceSum", ["attention_mask", "one"], ["length"], keepdims=1),
+        helper.make_node("Cast", ["length"], ["length32"], to=TensorProto.INT32),
+        helper.make_node("Sub", ["length32", "one32"], ["seqlens_k"]),
+        helper.make_node("Shape", ["attention_mask"], ["mask_shape"]),
+        helper.make_node("Gather", ["mask_shape", "index1"], ["total64"]),
+        helper.make_node("Cast", ["total64"], ["total"], to=TensorProto.INT32),
+        helper.make_node("Gather", ["embed", "input_ids"], ["x0"]),
+    ]
+    caches = []
+    for i in range(shape.layers):
+        past = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
+        caches += past
+        nodes += [
+            helper.make_node("MatMul", [f"x{i}", f"qkv{i}"], [f"q{i}"]),
+            helper.make_node(
+                "GroupQueryAttention",
+                [f"q{i}", "", "", *past, "seqlens_k", "total", "cos", "sin"],
+                [f"a{i}", *(name.replace("past_key_values", "present") for name in past)],
+                domain="com.microsoft",
+                num_heads=shape.heads,
+                kv_num_heads=shape.kv_heads,
+                do_rotary=1,
+            ),
+            helper.make_node("MatMul", [f"a{i}", f"o{i}"], [f"y{i}"]),
+            helper.make_node("Add", [f"x{i}", f"y{i}"], [f"x{i + 1}"]),
+        ]
+    last = f"x{shape.layers}"
+    if not scoring:
+        nodes.append(helper.make_node("Slice", [last, "minus1", "end", "one"], ["last"]))
+        last = "last"
+    nodes.append(helper.make_node("MatMul", [last, "head"], ["logits"]))
+    cache_shape = [1, shape.kv_heads, "S", shape.head_dim]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, [1, name]) for name in ("input_ids", "attention_mask")
+    ]
+    outputs = [helper.make_tensor_value_info("logits", kind, [1, "T" if scoring else 1, shape.vocab])]
+    inputs += [helper.make_tensor_value_info(name, kind, cache_shape) for name in caches]
+    outputs += [
+        helper.make_tensor_value_info(name.replace("past_key_values", "present"), kind, cache_shape) for name in caches
+    ]
+    initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    body = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
+    return helper.make_model(body, opset_imports=opsets, ir_version=10)
+
+
+def byte_tokenizer(vocab: int = 260) -> Tokenizer:
+    """Byte-level BPE without merges (one token per byte), then the two special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    return tokenizer
+
+
+def make_bundle(
+    folder: Path,
+    shape: Shape = Shape(),
+    *,
+    seed: int = 0,
+    eos: tuple[int, ...] = (257,),
+    generation: GenerationRecord = GenerationRecord(),  # noqa: B008  (frozen)
+    chat: bool = True,
+    provider: str = "CPUExecutionProvider",
+) -> Path:
+    """A sealed bundle in `folder`, which is made."""
+    model = folder / "model"
+    model.mkdir(parents=True)
+    onnx.save_model(
+        graph(shape, scoring=False, seed=seed),
+        model / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx.data",
+        size_threshold=256,
+    )
+    (model / "scoring.onnx").write_bytes(graph(shape, scoring=True, seed=seed).SerializeToString())
+    byte_tokenizer().save(str(model / "tokenizer.json"))
+    if chat:
+        (model / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    assemble(
+        folder,
+        target={"name": "cpu"},
+        profile={"name": "generic"},
+        plan={"stages": ["quantize"]},
+        source=SourceRecord(kind="directory", name=None, revision=None, precision="F32", fingerprint="sha256:00"),
+        model=ModelRecord(
+            backend="onnx",
+            graph="model/model.onnx",
+            scoring_graph="model/scoring.onnx",
+            weights="model/model.onnx.data",
+            activations="f32",
+            kv_cache="f32",
+            context_length=shape.context,
+            vocab_size=shape.vocab,
+            num_hidden_layers=shape.layers,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            bos_token_id=None,
+            eos_token_ids=eos,
+            tokenizer="model/tokenizer.json",
+            chat_template="model/chat_template.jinja" if chat else None,
+            bos_token=None,
+            eos_token="<|im_end|>",
+            add_bos=False,
+            generation=generation,
+        ),
+        requirements=Requirements(packages={"onnxruntime": ">=1.23", "numpy": ">=1.26"}, provider=provider),
+        determinism=Determinism(reproducible=True, note="same inputs, same bytes"),
+        notices={},
+    )
+    return folder
