@@ -228,7 +228,7 @@ def speed_text(tokens_per_s: float) -> str:
 
 def plan_document(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference: str) -> dict[str, object]:
     """The plan for programs; keys carry units."""
-    from edgeforge.planning import max_context, weight_rows
+    from edgeforge.planning import max_context
 
     target = plan.target
     return {
@@ -247,32 +247,40 @@ def plan_document(plan: "BuildPlan", alternatives: tuple["Alternative", ...], re
         "max_context_tokens": max_context(plan),
         "disk_bytes": plan.disk_bytes,
         "decode_tokens_per_s": plan.decode_tokens_per_s,
-        "weights": [
-            {
-                "role": row.role,
-                "scheme": row.scheme.name,
-                "group_size": row.scheme.group_size,
-                "symmetric": row.scheme.symmetric,
-                "offset": row.scheme.offset,
-                "tensors": row.tensors,
-                "parameters": row.parameters,
-                "stored_bytes": row.stored_bytes,
-            }
-            for row in weight_rows(plan)
-        ],
-        "would_fit": [
-            {
-                "change": option.change,
-                "available": option.available,
-                "scheme": option.plan.target.scheme,
-                "context_tokens": option.plan.target.context,
-                "batch_sequences": option.plan.target.batch,
-                "cards": option.plan.target.tensor_parallel,
-                "memory": _memory_document(option.plan),
-                "decode_tokens_per_s": option.plan.decode_tokens_per_s,
-            }
-            for option in alternatives
-        ],
+        "weights": _weights_document(plan),
+        "would_fit": [_alternative_document(option) for option in alternatives],
+    }
+
+
+def _weights_document(plan: "BuildPlan") -> list[dict[str, object]]:
+    from edgeforge.planning import weight_rows
+
+    return [
+        {
+            "role": row.role,
+            "scheme": row.scheme.name,
+            "group_size": row.scheme.group_size,
+            "symmetric": row.scheme.symmetric,
+            "offset": row.scheme.offset,
+            "tensors": row.tensors,
+            "parameters": row.parameters,
+            "stored_bytes": row.stored_bytes,
+        }
+        for row in weight_rows(plan)
+    ]
+
+
+def _alternative_document(option: "Alternative") -> dict[str, object]:
+    target = option.plan.target
+    return {
+        "change": option.change,
+        "available": option.available,
+        "scheme": target.scheme,
+        "context_tokens": target.context,
+        "batch_sequences": target.batch,
+        "cards": target.tensor_parallel,
+        "memory": _memory_document(option.plan),
+        "decode_tokens_per_s": option.plan.decode_tokens_per_s,
     }
 
 
