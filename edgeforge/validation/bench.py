@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from edgeforge.errors import UsageError
-from edgeforge.runtime.engine import Device
+from edgeforge.runtime.requirements import Device
 from edgeforge.runtime.stream import Chunk
 
 SCHEMA_VERSION = 1
