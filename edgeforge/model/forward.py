@@ -109,7 +109,10 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotary embedding of [B, heads, T, E]; channel i turns with channel i + E/2 (cos, sin: [T, E/2])."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
-    return np.concatenate((a * cos - b * sin, b * cos + a * sin), axis=-1)
+    turned = np.empty_like(x)
+    np.subtract(a * cos, b * sin, out=turned[..., :half])
+    np.add(b * cos, a * sin, out=turned[..., half:])
+    return turned
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
@@ -138,8 +141,9 @@ def _attend(queries: Array, keys: Array, values: Array) -> Array:
     scores[:, :, stop - rows :] += np.triu(np.full((rows, rows), -np.inf, np.float32), 1)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return (scores.reshape(-1, stop) @ values).reshape(shared, rows, head_dim)
+    answer = (scores.reshape(-1, stop) @ values).reshape(shared, rows, head_dim)
+    answer /= scores.sum(axis=-1, keepdims=True)  # here rather than before: E columns instead of `stop`
+    return answer
 
 
 def swiglu(gate: Array, up: Array) -> Array:
