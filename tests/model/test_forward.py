@@ -102,7 +102,7 @@ def test_sequences_of_a_batch_do_not_see_each_other(tmp_path: Path) -> None:
     ids = np.random.default_rng(1).integers(0, 101, (3, 40))
     together = final_hidden(checkpoint, ids)
     for one, row in zip(ids, together, strict=True):
-        np.testing.assert_allclose(final_hidden(checkpoint, one[None])[0], row, atol=1e-5)
+        np.testing.assert_allclose(final_hidden(checkpoint, one[None])[0], row, atol=1e-4)
 
 
 def test_a_token_sees_nothing_after_itself(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_token_sees_nothing_after_itself(tmp_path: Path) -> None:
     changed = ids.copy()
     changed[280:] = (changed[280:] + 1) % 101
     before, after = forward(checkpoint, ids), forward(checkpoint, changed)
-    np.testing.assert_allclose(before[:280], after[:280], atol=1e-5)
+    np.testing.assert_allclose(before[:280], after[:280], atol=1e-4)
     assert np.abs(before[280] - after[280]).max() > 0.1
 
 
