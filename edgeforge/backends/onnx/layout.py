@@ -1,0 +1,179 @@
+"""Where every byte of `model.onnx.data` goes, known from the plan before the first weight is read.
+
+Shape letters: N out_features, K in_features, G groups per row, B bytes per block, V vocabulary, D hidden, P positions.
+
+A `Matrix` is what one matmul reads; q, k and v are the rows of one matrix, gate and up of another. A `Placement` says which
+rows of which matrix a checkpoint tensor fills. Everything is row-major by out_feature, so a range of a tensor's rows is one
+contiguous range of each slot.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from edgeforge.model.architecture import LlamaArchitecture
+from edgeforge.planning import BuildPlan
+from edgeforge.quantization.scheme import QuantizationScheme
+
+ALIGNMENT = 64
+ITEM_BYTES = {"u8": 1, "f16": 2, "f32": 4}
+
+EMBEDDING = "model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
+COS, SIN = "rotary.cos", "rotary.sin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One array in the data file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.size // self.shape[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """The arrays of one weight matrix [N, K].
+
+    Quantized: `weight` u8 [N, G, B], `scales` [N, G], and `zero_points` u8 [N, ceil(G * bits / 8)] or `offsets` [N, G] or
+    neither. Float schemes (and norms, N alone): `weight` only.
+    """
+
+    scheme: QuantizationScheme
+    out_features: int
+    in_features: int
+    weight: Slot
+    scales: Slot | None = None
+    zero_points: Slot | None = None
+    offsets: Slot | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A checkpoint tensor's row 0 is row `first_row` of `matrix`."""
+
+    matrix: Matrix
+    first_row: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightLayout:
+    """The data file: `placements` by checkpoint tensor name, `matrices` by graph name, and its size."""
+
+    placements: Mapping[str, Placement]
+    matrices: Mapping[str, Matrix]
+    cos: Slot
+    sin: Slot
+    size: int
+
+
+class _Allocator:
+    """Hands out aligned offsets in the order asked for."""
+
+    def __init__(self, float_dtype: str) -> None:
+        self.float_dtype = float_dtype
+        self.end = 0
+
+    def slot(self, name: str, dtype: str, *shape: int) -> Slot:
+        slot = Slot(name=name, dtype=dtype, shape=shape, offset=-(-self.end // ALIGNMENT) * ALIGNMENT)
+        self.end = slot.offset + slot.size
+        return slot
+
+    def vector(self, name: str, length: int) -> Matrix:
+        scheme = QuantizationScheme(name=self.float_dtype, bits=8 * ITEM_BYTES[self.float_dtype])
+        weight = self.slot(name, self.float_dtype, length)
+        return Matrix(scheme=scheme, out_features=length, in_features=1, weight=weight)
+
+    def matrix(self, name: str, scheme: QuantizationScheme, n: int, k: int) -> Matrix:
+        if scheme.group_size is None:
+            weight = self.slot(f"{name}.weight", self.float_dtype, n, k)
+            return Matrix(scheme=scheme, out_features=n, in_features=k, weight=weight)
+        g = scheme.groups(k)
+        return Matrix(
+            scheme=scheme,
+            out_features=n,
+            in_features=k,
+            weight=self.slot(f"{name}.weight", "u8", n, g, scheme.group_size * scheme.bits // 8),
+            scales=self.slot(f"{name}.scales", self.float_dtype, n, g),
+            zero_points=None
+            if scheme.symmetric or scheme.offset
+            else self.slot(f"{name}.zero_points", "u8", n, -(-g * scheme.bits // 8)),
+            offsets=self.slot(f"{name}.offsets", self.float_dtype, n, g) if scheme.offset else None,
+        )
+
+
+def linear_name(layer: int, part: str) -> str:
+    return f"model.layers.{layer}.{part}.weight"
+
+
+def fused_parts(architecture: LlamaArchitecture) -> dict[str, tuple[tuple[str, ...], int, int]]:
+    """Graph matrix -> (the checkpoint's parts, whose rows follow each other; N; K), within one layer."""
+    a = architecture
+    queries, keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
+    return {
+        "qkv": (
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            queries + 2 * keys,
+            a.hidden_size,
+        ),
+        "o": (("self_attn.o_proj",), a.hidden_size, queries),
+        "gate_up": (("mlp.gate_proj", "mlp.up_proj"), 2 * a.intermediate_size, a.hidden_size),
+        "down": (("mlp.down_proj",), a.hidden_size, a.intermediate_size),
+    }
+
+
+def weight_layout(plan: BuildPlan) -> WeightLayout:
+    """Offsets and shapes of everything in the data file."""
+    a = plan.architecture
+    allocate = _Allocator(plan.target.activations)
+    matrices: dict[str, Matrix] = {}
+    placements: dict[str, Placement] = {}
+
+    def place_vector(name: str, length: int) -> None:
+        matrices[name] = allocate.vector(name, length)
+        placements[name] = Placement(matrix=matrices[name], first_row=0)
+
+    matrices["embedding"] = allocate.matrix("embedding", plan.schemes[EMBEDDING], a.vocab_size, a.hidden_size)
+    placements[EMBEDDING] = Placement(matrix=matrices["embedding"], first_row=0)
+    for layer in range(a.num_hidden_layers):
+        place_vector(linear_name(layer, "input_layernorm"), a.hidden_size)
+        for fused, (parts, n, k) in fused_parts(a).items():
+            name = f"layers.{layer}.{fused}"
+            names = [linear_name(layer, part) for part in parts]
+            matrices[name] = allocate.matrix(name, _shared_scheme(plan, names), n, k)
+            placements |= dict(_stacked(plan, names, matrices[name]))
+        place_vector(linear_name(layer, "post_attention_layernorm"), a.hidden_size)
+    place_vector(FINAL_NORM, a.hidden_size)
+    if a.tie_word_embeddings:
+        matrices["lm_head"] = matrices["embedding"]
+    else:
+        matrices["lm_head"] = allocate.matrix("lm_head", plan.schemes[LM_HEAD], a.vocab_size, a.hidden_size)
+        placements[LM_HEAD] = Placement(matrix=matrices["lm_head"], first_row=0)
+    cos, sin = (allocate.slot(name, allocate.float_dtype, plan.target.context, a.head_dim // 2) for name in (COS, SIN))
+    return WeightLayout(placements=placements, matrices=matrices, cos=cos, sin=sin, size=allocate.end)
+
+
+def _shared_scheme(plan: BuildPlan, names: list[str]) -> QuantizationScheme:
+    schemes = {plan.schemes[name] for name in names}
+    if len(schemes) != 1:
+        raise ValueError(f"{', '.join(names)} are one matmul in the graph and need one scheme, the plan has {schemes}")
+    return schemes.pop()
+
+
+def _stacked(plan: BuildPlan, names: list[str], matrix: Matrix) -> Iterator[tuple[str, Placement]]:
+    rows = {linear.name: linear.out_features for linear in plan.architecture.linears()}
+    first_row = 0
+    for name in names:
+        yield name, Placement(matrix=matrix, first_row=first_row)
+        first_row += rows[name]

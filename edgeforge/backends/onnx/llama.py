@@ -1,0 +1,120 @@
+"""The Llama decoder as an ONNX graph, written like the model (transformers modeling_llama.py).
+
+Inputs and outputs follow onnxruntime-genai: input_ids and attention_mask, past_key_values.{i}.key/.value and
+present.{i}.key/.value [B, KV, S, hd], logits. Past and present are bound to the same buffers of length S.
+
+Two graphs read one data file. The generating one computes logits for the last token only, and already the last layer's
+matmuls after attention run for that token alone; the scoring one keeps every token.
+"""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgeforge.backends.onnx.graph import Graph
+from edgeforge.backends.onnx.layout import FINAL_NORM, Matrix, WeightLayout, linear_name
+from edgeforge.planning import BuildPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Positions:
+    """What attention needs beside the activations, the same in every layer."""
+
+    lengths: tuple[ir.Value, ir.Value]
+    rotary: tuple[ir.Value, ir.Value]
+
+
+def decoder(plan: BuildPlan, layout: WeightLayout, data_file: str, *, all_logits: bool) -> Graph:
+    """The whole graph. `all_logits`: one row of logits per token, else only the last token's."""
+    g = Graph(data_file)
+    a = plan.architecture
+    ids = g.input("input_ids", "i64", ("batch_size", "sequence_length"))
+    mask = g.input("attention_mask", "i64", ("batch_size", "total_sequence_length"))
+    positions = _positions(g, layout, mask)
+    x, residual = _embed(g, layout.matrices["embedding"], ids), None
+    for layer in range(a.num_hidden_layers):
+        with g.scope(f"layers.{layer}"):
+            only_last = not all_logits and layer == a.num_hidden_layers - 1
+            x, residual = _decoder_layer(g, plan, layout, positions, layer, x, residual, only_last=only_last)
+    assert residual is not None
+    x, _ = g.add_rms_norm(x, residual, layout.matrices[FINAL_NORM], a.rms_norm_eps)
+    with g.scope("lm_head"):
+        logits = _linear(g, x, layout.matrices["lm_head"])
+    length = "sequence_length" if all_logits else 1
+    g.output(logits, "logits", plan.target.activations, ("batch_size", length, a.vocab_size))
+    return g
+
+
+def _positions(g: Graph, layout: WeightLayout, mask: ir.Value) -> _Positions:
+    with g.scope("positions"):
+        last_position = g.to_int32(g.subtract(g.sum(mask, axis=1), g.constant([1])))
+        total_length = g.to_int32(g.dimension(mask, 1))
+    return _Positions(lengths=(last_position, total_length), rotary=(g.stored(layout.cos), g.stored(layout.sin)))
+
+
+def _embed(g: Graph, table: Matrix, ids: ir.Value) -> ir.Value:
+    with g.scope("embedding"):
+        return g.gather(g.stored(table.weight), ids) if table.scheme.is_float else g.gather_quantized(table, ids)
+
+
+def _decoder_layer(
+    g: Graph,
+    plan: BuildPlan,
+    layout: WeightLayout,
+    positions: _Positions,
+    layer: int,
+    x: ir.Value,
+    residual: ir.Value | None,
+    *,
+    only_last: bool,
+) -> tuple[ir.Value, ir.Value]:
+    """(the MLP's output, the residual it is to be added to): the addition is fused into the next norm."""
+    epsilon = plan.architecture.rms_norm_eps
+
+    def weights(part: str) -> Matrix:
+        return layout.matrices[f"layers.{layer}.{part}"]
+
+    norm = layout.matrices[linear_name(layer, "input_layernorm")]
+    if residual is None:
+        x, residual = g.rms_norm(x, norm, epsilon), x
+    else:
+        x, residual = g.add_rms_norm(x, residual, norm, epsilon)
+    with g.scope("attention"):
+        x = _attention(g, plan, positions, layer, _linear(g, x, weights("qkv")))
+        if only_last:
+            x, residual = g.last(x), g.last(residual)
+        x = _linear(g, x, weights("o"))
+    norm = layout.matrices[linear_name(layer, "post_attention_layernorm")]
+    x, residual = g.add_rms_norm(x, residual, norm, epsilon)
+    with g.scope("mlp"):
+        gate, up = g.halves(_linear(g, x, weights("gate_up")))
+        x = _linear(g, g.mul(g.silu(gate), up), weights("down"))
+    return x, residual
+
+
+def _attention(g: Graph, plan: BuildPlan, positions: _Positions, layer: int, qkv: ir.Value) -> ir.Value:
+    a, dtype = plan.architecture, plan.target.kv_cache
+    names = ("key", "value")
+    shape = ("batch_size", a.num_key_value_heads, "max_sequence_length", a.head_dim)
+    key, value = (g.input(f"past_key_values.{layer}.{name}", dtype, shape) for name in names)
+    heads = (a.num_attention_heads, a.num_key_value_heads)
+    x, *present = g.attention(qkv, (key, value), positions.lengths, positions.rotary, heads)
+    for name, cache in zip(names, present, strict=True):
+        g.output(cache, f"present.{layer}.{name}", dtype, shape)
+    return x
+
+
+def _linear(g: Graph, x: ir.Value, matrix: Matrix) -> ir.Value:
+    """x [..., K] @ W.T for W [N, K] in any scheme.
+
+    With offsets, W = codes * scales + offsets: the second term is the offsets times the activations' group sums.
+    """
+    if matrix.scheme.is_float:
+        return g.matmul_transposed(x, g.stored(matrix.weight))
+    y = g.matmul_nbits(x, matrix)
+    if matrix.offsets is None:
+        return y
+    assert matrix.scheme.group_size is not None
+    groups = matrix.offsets.shape[1]
+    sums = g.sum(g.reshape(x, (0, -1, groups, matrix.scheme.group_size)), axis=3)
+    return g.add(y, g.matmul_transposed(sums, g.stored(matrix.offsets)))
