@@ -52,6 +52,12 @@ def test_top_p_is_transformers(seed: int, size: int, p: float) -> None:
         assert abs(mass - (1 - p)) < 1e-5
 
 
+@pytest.mark.parametrize("p", [1e-12, 0.3])
+def test_top_p_keeps_at_least_one_token_even_of_equals(p: float) -> None:
+    kept = np.flatnonzero(sampling.top_p(np.zeros(1000, np.float32), p) > -np.inf)
+    assert kept.size == pytest.approx(max(1, 1000 * p), abs=1)
+
+
 @settings(deadline=None)
 @given(SEEDS, SIZES, st.floats(0.01, 1))
 def test_min_p_is_transformers(seed: int, size: int, p: float) -> None:
