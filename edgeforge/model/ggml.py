@@ -34,6 +34,9 @@ def row_bytes(dtype: str, elements: int) -> int:
 
 def to_float(rows: Bytes, dtype: str) -> NDArray[np.float32]:
     """float32 [R, K] of uint8 [R, bytes]; a fresh array, or a view of `rows` for F32."""
+    if not len(rows):  # the package's functions reshape by -1, which an empty array does not determine
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
+        return np.empty((0, rows.shape[1] // int(block_bytes) * int(block)), np.float32)
     values: NDArray[np.float32] = dequantize(rows, GGMLQuantizationType[dtype])
     return values
 

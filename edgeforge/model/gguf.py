@@ -70,6 +70,7 @@ def open_gguf(
         if factors is None
         else _RowReader(file=file, stored=factors, rotated=None).rows(0, factors.shape[0]),
     )
+    _check_depth(architecture.num_hidden_layers, stored, path.name)
     tensors = {
         tensor.name: tensor
         for tensor in (_lazy(file, entry, architecture) for name, entry in stored.items() if name != _ROPE_FACTORS)
@@ -208,6 +209,16 @@ def _refuse_unreadable(file_name: str, header: Header) -> None:
         raise UnusableInput(
             f"{file_name} stores {len(others)} tensors as {kinds}; EdgeForge reads {', '.join(ggml.READABLE)}",
             hint="take the model in one of those types, best the unquantized one (F16 or BF16)",
+        )
+
+
+def _check_depth(layers: int, stored: Mapping[str, StoredTensor], file_name: str) -> None:
+    """Before names are compared one by one: a damaged count may promise billions of layers."""
+    found = len({name.split(".")[1] for name in stored if name.startswith("blk.")})
+    if found != layers:
+        raise UnusableInput(
+            f"{file_name} does not hold the model its metadata describes: llama.block_count = {layers},"
+            f" and there are weights of {found} layers"
         )
 
 

@@ -79,7 +79,7 @@ def tokenizer_from_directory(path: Path) -> TokenizerFiles:
 
 
 def dump_json(value: Json) -> bytes:
-    """The one spelling of JSON that EdgeForge writes beside a tokenizer."""
+    """tokenizer_config.json as EdgeForge writes it, for people to read."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 

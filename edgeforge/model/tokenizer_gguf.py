@@ -6,6 +6,7 @@ byte tokens for whatever it does not know, as Llama 2 has. What llama.cpp does w
 the rebuilt file does; the tests compare ids.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,7 +60,10 @@ def tokenizer_from_gguf(metadata: Metadata) -> TokenizerFiles:
     if add_bos and bos is not None and bos_id is not None:
         body["post_processor"] = bos_template(bos, bos_id)
     template = text(metadata, "tokenizer.chat_template", "") or None
-    files = {TOKENIZER: dump_json(body), CONFIG: dump_json(_config(metadata, vocabulary, add_bos, template))}
+    files = {
+        TOKENIZER: json.dumps(body, ensure_ascii=False).encode(),
+        CONFIG: dump_json(_config(metadata, vocabulary, add_bos, template)),
+    }
     if template is not None:
         files[TEMPLATE] = template.encode()
     eos = vocabulary.text_of(special_id(metadata, "eos"))
