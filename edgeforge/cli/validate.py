@@ -146,9 +146,9 @@ def render(report: "ValidationReport", bundle: Path) -> str:
     rows = [
         (
             check.figure.replace("_", " ").replace("kl", "KL"),
-            f"{check.value:.4f}",
+            f"{check.value:.5f}",
             f"{check.limit:g}",
-            f"{check.lower_bound:.4f} .. {check.upper_bound:.4f}",
+            f"{check.lower_bound:.5f} .. {check.upper_bound:.5f}",
             {"undecided": "too few tokens"}.get(check.verdict, check.verdict),
         )
         for check in report.gate.checks

@@ -1,8 +1,12 @@
 """The gate: is the candidate as good as its target demands, told with a stated confidence.
 
-For each limit the one-sided confidence bounds of the measured figure decide (normal approximation; the ratio's on the
-log scale, where it is a mean): *fail* when even the lower bound exceeds the limit, *pass* when the upper bound keeps
-it, *undecided* between the two, which means too few tokens to tell. The worst check is the gate's verdict.
+For each limit the one-sided confidence bounds of the measured figure decide (the ratio's on the log scale, where it
+is a mean): *fail* when even the lower bound exceeds the limit, *pass* when the upper bound keeps it, *undecided*
+between the two, which means too few tokens to tell. The worst check is the gate's verdict.
+
+The tokens of one chunk share their subject and are not independent: on 20 chunks of WikiText-2 the spread between
+chunks made the error of the mean divergence 2.3 times what counting tokens says (SmolLM2-135M, INT4). So a bound
+takes the wider of two margins: over tokens with the normal quantile, and over chunk means with Student's t.
 """
 
 import math
@@ -10,8 +14,11 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeforge.errors import UnusableInput
-from edgeforge.validation.statistics import Summary
+from edgeforge.validation.statistics import TokenValues, mean, student_t_quantile
 
 Verdict = Literal["pass", "undecided", "fail"]
 FEWEST_TOKENS = 100  # llama.cpp, too, does "not wish to do statistics on so few values"
@@ -49,26 +56,38 @@ class GateResult:
     verdict: Verdict
 
 
-def judge(summary: Summary, limits: Limits) -> GateResult:
-    """Hold the measured figures against the limits; raises UnusableInput for a confidence outside [0.5, 1)."""
+def judge(values: TokenValues, chunk_size: int, limits: Limits) -> GateResult:
+    """Hold the figures against the limits; `values` are of whole chunks of `chunk_size` scored tokens each, in order.
+
+    Raises UnusableInput for a confidence outside [0.5, 1).
+    """
     if not 0.5 <= limits.confidence < 1.0:
         raise UnusableInput(
             f"the gate's confidence is {limits.confidence}, it must lie between 0.5 and 1", hint="0.95 is usual"
         )
-    z = NormalDist().inv_cdf(limits.confidence)
-    kl = summary.mean_kl_divergence
-    kl_bounds = (kl.value, max(kl.value - z * kl.standard_error, 0.0), kl.value + z * kl.standard_error)
-    log = summary.log_perplexity_ratio
-    margin = z * log.standard_error
-    ratio_bounds = (_exp(log.value), _exp(log.value - margin), _exp(log.value + margin))
-    enough = summary.scored_tokens >= FEWEST_TOKENS
+    enough = len(values) >= FEWEST_TOKENS and len(values) >= 2 * chunk_size
+    kl, margin = _mean_and_margin(values.kl_divergence, chunk_size, limits.confidence)
+    divergence = (kl, max(kl - margin, 0.0), kl + margin)
+    log_ratio, margin = _mean_and_margin(values.log_ratio, chunk_size, limits.confidence)
+    ratio = (_exp(log_ratio), _exp(log_ratio - margin), _exp(log_ratio + margin))
     checks = (
-        _check("mean_kl_divergence", kl_bounds, limits.max_mean_kl_divergence, enough),
-        _check("perplexity_ratio", ratio_bounds, limits.max_perplexity_ratio, enough),
+        _check("mean_kl_divergence", divergence, limits.max_mean_kl_divergence, enough),
+        _check("perplexity_ratio", ratio, limits.max_perplexity_ratio, enough),
     )
     order: tuple[Verdict, ...] = ("pass", "undecided", "fail")
     worst = max((check.verdict for check in checks), key=order.index)
     return GateResult(confidence=limits.confidence, checks=checks, verdict=worst)
+
+
+def _mean_and_margin(values: NDArray[np.float64], chunk_size: int, confidence: float) -> tuple[float, float]:
+    """The mean of values [n], and how far its one-sided bound lies from it."""
+    over_tokens = mean(values)
+    margin = NormalDist().inv_cdf(confidence) * over_tokens.standard_error
+    chunks = len(values) // chunk_size
+    if chunks > 1:
+        over_chunks = mean(values.reshape(chunks, chunk_size).mean(axis=1))
+        margin = max(margin, student_t_quantile(confidence, chunks - 1) * over_chunks.standard_error)
+    return over_tokens.value, margin
 
 
 def _exp(value: float) -> float:

@@ -64,7 +64,7 @@ def validate(
     return make_report(
         values,
         pieces,
-        gate=judge(summarize(values), gate),
+        gate=judge(values, pieces.scored_per_chunk, gate),
         target=str(manifest.target.get("name", "unknown")),
         manifest_sha256=hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
         reference=_describe(checkpoint, manifest),

@@ -17,7 +17,7 @@ PROTOCOLS = {
     "llama.cpp": "the second half of each scored, as llama.cpp's perplexity does",
     "windows": "every token after the first scored",
 }
-WIDTH, BASE, HEIGHT = 720, 180, 210
+WIDTH, BASE, HEIGHT = 720, 180, 208
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

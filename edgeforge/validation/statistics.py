@@ -35,6 +35,11 @@ class TokenValues:
     def __len__(self) -> int:
         return len(self.kl_divergence)
 
+    @property
+    def log_ratio(self) -> NDArray[np.float64]:
+        """float64 [n]: its mean is the logarithm of the perplexities' ratio."""
+        return self.candidate_nll - self.reference_nll
+
     def part(self, start: int, stop: int) -> "TokenValues":
         """Tokens start .. stop - 1."""
         return TokenValues(
@@ -61,7 +66,6 @@ class Summary:
     perplexity: Estimate
     reference_perplexity: Estimate
     perplexity_ratio: Estimate
-    log_perplexity_ratio: Estimate
     mean_kl_divergence: Estimate
     same_top_token: Estimate
 
@@ -152,13 +156,39 @@ def exponential(log: Estimate) -> Estimate:
 
 def summarize(values: TokenValues) -> Summary:
     """The averages over all scored tokens, each with its standard error."""
-    log_ratio = mean(values.candidate_nll - values.reference_nll)
     return Summary(
         scored_tokens=len(values),
         perplexity=exponential(mean(values.candidate_nll)),
         reference_perplexity=exponential(mean(values.reference_nll)),
-        perplexity_ratio=exponential(log_ratio),
-        log_perplexity_ratio=log_ratio,
+        perplexity_ratio=exponential(mean(values.log_ratio)),
         mean_kl_divergence=mean(values.kl_divergence),
         same_top_token=mean(values.same_top.astype(np.float64)),
     )
+
+
+def student_t_quantile(probability: float, degrees: int) -> float:
+    """Where Student's t with a whole number of degrees of freedom reaches a probability in [0.5, 1).
+
+    The distribution function is a finite sum in theta = atan(t / sqrt(degrees)) (Abramowitz & Stegun 26.7.3, 26.7.4).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        if 0.5 + _student_t_area(middle, degrees) / 2 < probability:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def _student_t_area(theta: float, degrees: int) -> float:
+    """The probability between -t and t."""
+    odd = degrees % 2
+    square = math.cos(theta) ** 2
+    term = math.cos(theta) if odd else 1.0
+    total = 0.0
+    for k in range(1 + odd, degrees, 2):
+        total += term
+        term *= square * k / (k + 1)
+    total *= math.sin(theta)
+    return 2 / math.pi * (theta + total) if odd else total

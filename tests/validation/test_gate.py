@@ -1,30 +1,33 @@
 """The gate fails only what is surely too bad, passes only what is surely good enough, and says so otherwise."""
 
+import math
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgeforge.errors import UnusableInput
 from edgeforge.hardware import Gate
 from edgeforge.validation.gate import Verdict, judge
-from edgeforge.validation.statistics import Estimate, Summary, TokenValues, summarize
+from edgeforge.validation.statistics import TokenValues
 
 LIMITS = Gate(max_mean_kl_divergence=0.10, max_perplexity_ratio=1.05, confidence=0.95)
+SIZE = 255
+Values = NDArray[np.float64]
 
 
-def summary(kl: Estimate, log_ratio: Estimate, tokens: int = 2040) -> Summary:
-    one = Estimate(value=1.0, standard_error=0.0)
-    return Summary(
-        scored_tokens=tokens,
-        perplexity=one,
-        reference_perplexity=one,
-        perplexity_ratio=one,
-        log_perplexity_ratio=log_ratio,
-        mean_kl_divergence=kl,
-        same_top_token=one,
-    )
+def values(divergence: Values, log_ratio: Values | None = None) -> TokenValues:
+    base = np.full(len(divergence), 3.0)
+    ratio = np.zeros(len(divergence)) if log_ratio is None else log_ratio
+    return TokenValues(reference_nll=base, candidate_nll=base + ratio, kl_divergence=divergence, same_top=base > 0)
 
 
-FINE = Estimate(value=0.01, standard_error=0.001)
+def spread(mean: float, error: float, chunks: int = 8) -> Values:
+    """Alike chunks of tokens with exactly this mean and this standard error over tokens."""
+    n = chunks * SIZE
+    rng = np.random.default_rng(0)
+    pattern = np.tile(rng.permutation(np.linspace(-1, 1, SIZE)), chunks)
+    return mean + error * math.sqrt(n - 1) * pattern / pattern.std()
 
 
 @pytest.mark.parametrize(
@@ -34,60 +37,75 @@ FINE = Estimate(value=0.01, standard_error=0.001)
         (0.09, 0.01, "undecided"),  # 0.09 + 1.645 * 0.01 = 0.1064
         (0.11, 0.01, "undecided"),  # 0.11 - 1.645 * 0.01 = 0.0935
         (0.15, 0.01, "fail"),
-        (0.10, 0.0, "pass"),  # at the limit, and certain
-        (0.1000001, 0.0, "fail"),
+        (0.0999, 0.0, "pass"),
+        (0.1001, 0.0, "fail"),
     ],
 )
 def test_the_one_sided_bounds_decide(value: float, error: float, verdict: Verdict) -> None:
-    result = judge(summary(Estimate(value=value, standard_error=error), FINE), LIMITS)
-    assert result.checks[0].figure == "mean_kl_divergence"
-    assert result.checks[0].verdict == verdict
-    assert result.verdict == verdict
+    result = judge(values(spread(value, error)), SIZE, LIMITS)
+    check = result.checks[0]
+    assert check.figure == "mean_kl_divergence"
+    assert check.lower_bound == pytest.approx(value - 1.6448536 * error)
+    assert check.upper_bound == pytest.approx(value + 1.6448536 * error)
+    assert check.verdict == result.verdict == verdict
 
 
 def test_the_ratio_is_judged_on_the_log_scale() -> None:
-    result = judge(summary(FINE, Estimate(value=0.2, standard_error=0.1)), LIMITS)
+    result = judge(values(spread(0.01, 0.001), spread(0.2, 0.1)), SIZE, LIMITS)
     check = result.checks[1]
-    assert check.lower_bound == pytest.approx(np.exp(0.2 - 1.6448536 * 0.1))
-    assert check.upper_bound == pytest.approx(np.exp(0.2 + 1.6448536 * 0.1))
+    assert check.value == pytest.approx(math.exp(0.2))
+    assert check.lower_bound == pytest.approx(math.exp(0.2 - 1.6448536 * 0.1))
+    assert check.upper_bound == pytest.approx(math.exp(0.2 + 1.6448536 * 0.1))
     assert check.verdict == "undecided"
 
 
+def test_chunks_that_differ_widen_the_bounds() -> None:
+    """Four chunks with means 0.07, 0.09, 0.11, 0.13 and no spread inside: Student's t with 3 degrees of freedom."""
+    divergence = np.repeat([0.07, 0.09, 0.11, 0.13], SIZE)
+    check = judge(values(divergence), SIZE, LIMITS).checks[0]
+    error = np.std([0.07, 0.09, 0.11, 0.13], ddof=1) / 2
+    assert check.upper_bound == pytest.approx(0.10 + 2.353363 * error)
+    assert check.lower_bound == pytest.approx(0.10 - 2.353363 * error)
+
+
 def test_the_worst_check_is_the_verdict() -> None:
-    bad = Estimate(value=0.5, standard_error=0.001)
-    unsure = Estimate(value=0.05, standard_error=0.1)
-    assert judge(summary(bad, unsure), LIMITS).verdict == "fail"
-    assert judge(summary(FINE, unsure), LIMITS).verdict == "undecided"
-    assert judge(summary(FINE, FINE), LIMITS).verdict == "pass"
+    fine, bad, unsure = spread(0.01, 0.001), spread(0.5, 0.001), spread(0.05, 0.1)
+    assert judge(values(bad, unsure), SIZE, LIMITS).verdict == "fail"
+    assert judge(values(fine, unsure), SIZE, LIMITS).verdict == "undecided"
+    assert judge(values(fine, fine), SIZE, LIMITS).verdict == "pass"
 
 
-def test_a_handful_of_tokens_decides_nothing() -> None:
-    assert judge(summary(Estimate(value=9.0, standard_error=0.0), FINE, tokens=99), LIMITS).verdict == "undecided"
+def test_a_handful_of_tokens_or_a_single_chunk_decides_nothing() -> None:
+    awful = np.full(98, 9.0)
+    assert judge(values(awful), 49, LIMITS).verdict == "undecided"
+    assert judge(values(np.full(SIZE, 9.0)), SIZE, LIMITS).verdict == "undecided"
+    assert judge(values(np.full(2 * SIZE, 9.0)), SIZE, LIMITS).verdict == "fail"
 
 
 def test_more_confidence_widens_the_bounds() -> None:
-    kl = Estimate(value=0.05, standard_error=0.02)
+    kl = values(spread(0.05, 0.02))
     sure = Gate(max_mean_kl_divergence=0.1, max_perplexity_ratio=1.05, confidence=0.999)
-    assert judge(summary(kl, FINE), LIMITS).checks[0].verdict == "pass"
-    assert judge(summary(kl, FINE), sure).checks[0].verdict == "undecided"
+    assert judge(kl, SIZE, LIMITS).checks[0].verdict == "pass"
+    assert judge(kl, SIZE, sure).checks[0].verdict == "undecided"
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.49, 1.0, 95.0])
 def test_a_confidence_that_is_none_is_refused(confidence: float) -> None:
+    limits = Gate(max_mean_kl_divergence=1, max_perplexity_ratio=2, confidence=confidence)
     with pytest.raises(UnusableInput, match="confidence"):
-        judge(summary(FINE, FINE), Gate(max_mean_kl_divergence=1, max_perplexity_ratio=2, confidence=confidence))
+        judge(values(spread(0.01, 0.001)), SIZE, limits)
 
 
-def test_a_candidate_exactly_at_its_limit_is_failed_or_passed_as_rarely_as_promised() -> None:
-    """Simulated validations whose true divergence is the limit: each wrong verdict comes in at most about 5 %."""
+@pytest.mark.parametrize("chunk_spread", [0.0, 0.15])
+def test_a_candidate_exactly_at_its_limit_is_failed_or_passed_as_rarely_as_promised(chunk_spread: float) -> None:
+    """Simulated validations of 8 chunks whose true divergence is the limit; chunks are alike, or differ."""
     rng = np.random.default_rng(11)
-    trials, n = 3000, 2040
+    trials = 3000
     verdicts: list[Verdict] = []
     for _ in range(trials):
-        divergence = rng.gamma(0.3, 0.10 / 0.3, n)
-        nll = rng.gamma(1.0, 3.0, n)
-        values = TokenValues(reference_nll=nll, candidate_nll=nll, kl_divergence=divergence, same_top=nll > 0)
-        verdicts.append(judge(summarize(values), LIMITS).checks[0].verdict)
-    assert verdicts.count("fail") / trials < 0.06
+        level = 0.10 * (1 + chunk_spread * rng.standard_normal((8, 1)))
+        divergence = (level * rng.gamma(0.5, 2.0, (8, SIZE))).reshape(-1)
+        verdicts.append(judge(values(divergence), SIZE, LIMITS).checks[0].verdict)
+    assert verdicts.count("fail") / trials < 0.065
     assert verdicts.count("pass") / trials < 0.075  # skewed draws make the upper bound a little short
     assert verdicts.count("undecided") / trials > 0.85

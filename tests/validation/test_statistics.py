@@ -8,7 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from edgeforge.validation import statistics
-from edgeforge.validation.statistics import NonFiniteLogitsError, TokenValues, compare_logits, mean, summarize
+from edgeforge.validation.statistics import (
+    NonFiniteLogitsError,
+    TokenValues,
+    compare_logits,
+    mean,
+    student_t_quantile,
+    summarize,
+)
 
 Logits = NDArray[np.float32]
 
@@ -174,3 +181,22 @@ def test_a_hopeless_model_still_has_finite_figures() -> None:
     )
     assert math.isfinite(summary.perplexity.value)
     assert math.isfinite(summary.perplexity_ratio.standard_error)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "at_95", "at_999"),
+    [
+        (1, 6.313752, 318.308839),
+        (2, 2.919986, 22.327125),
+        (3, 2.353363, 10.214532),
+        (4, 2.131847, 7.173182),
+        (7, 1.894579, 4.785290),
+        (10, 1.812461, 4.143700),
+        (100, 1.660234, 3.173739),
+        (1001, 1.646379, 3.098392),
+    ],
+)
+def test_students_t_is_the_printed_tables(degrees: int, at_95: float, at_999: float) -> None:
+    assert student_t_quantile(0.95, degrees) == pytest.approx(at_95, abs=2e-6)
+    assert student_t_quantile(0.999, degrees) == pytest.approx(at_999, rel=1e-6)
+    assert student_t_quantile(0.5, degrees) == pytest.approx(0, abs=1e-12)
