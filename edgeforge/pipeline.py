@@ -1,8 +1,8 @@
 """The stages in order: checkpoint -> plan -> quantize -> compile -> package -> validate.
 
 The only module that chains stages. A build writes into a hidden folder beside its destination and renames it at the
-end, so a bundle is whole or not there. The checkpoint is walked once, in file order, in pieces of a few rows; each piece
-is read, quantized and put in its place by one worker, so memory is bounded by a piece per worker.
+end, so a bundle is whole or not there. The checkpoint is walked once, in file order, in pieces of a few rows; each
+piece is read, quantized and put in its place by one worker, so memory is bounded by a piece per worker.
 """
 
 import math
@@ -113,6 +113,10 @@ def _check_tools(options: BuildOptions) -> None:
         raise UsageError(
             f"optimum exports unquantized graphs, not {options.target.scheme}", hint="add --scheme f32 or --scheme f16"
         )
+    if options.exporter == "optimum":
+        from edgeforge.backends import optimum
+
+        optimum.check_installed()
 
 
 def build(options: BuildOptions, *, progress: Progress) -> BuildResult:
@@ -160,7 +164,9 @@ def _write_model(
     if options.exporter == "optimum":
         from edgeforge.backends import optimum
 
+        progress("export", 0, 1)
         needs = optimum.export(prepared.plan, prepared.checkpoint, folder)
+        progress("export", 1, 1)
         record = _model_record(prepared, "optimum", optimum.GRAPH_FILE, optimum.GRAPH_FILE, optimum.data_file(folder))
         return record, Requirements(packages=_packages(needs.packages), provider=needs.provider)
 
@@ -216,7 +222,7 @@ def _pieces(tensor: LazyTensor, scheme: QuantizationScheme | None) -> Iterator[_
 
 
 def _convert(piece: _Piece) -> Rows:
-    """The piece as its scheme stores it: the checkpoint's own codes where they lie on the scheme's grid, else rounded."""
+    """The piece as its scheme stores it: the checkpoint's own codes where they are the scheme's, else rounded."""
     tensor, scheme = piece.tensor, piece.scheme
     if scheme is None or scheme.is_float:
         return tensor.rows(piece.start, piece.stop)
@@ -269,9 +275,7 @@ def _packages(backend: Mapping[str, str]) -> dict[str, str]:
     return {**backend, "numpy": ">=1.26", "tokenizers": ">=0.20"}
 
 
-def _model_record(
-    prepared: Prepared, backend: str, graph: str, scoring_graph: str, weights: str | None
-) -> ModelRecord:
+def _model_record(prepared: Prepared, backend: str, graph: str, scoring_graph: str, weights: str | None) -> ModelRecord:
     a, target, tokenizer = prepared.plan.architecture, prepared.plan.target, prepared.checkpoint.tokenizer
     template = next((name for name in tokenizer.files if name.endswith(".jinja")), None)
     return ModelRecord(

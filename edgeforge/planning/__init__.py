@@ -4,7 +4,7 @@ from edgeforge.planning.fit import Alternative, PlanDoesNotFit, make_plan, max_c
 from edgeforge.planning.memory import MemoryBudget, matrix_bytes
 from edgeforge.planning.overrides import apply_overrides
 from edgeforge.planning.plan import BuildPlan, draft_plan
-from edgeforge.planning.schemes import EMBEDDING, block_name, choose_schemes, fused_blocks
+from edgeforge.planning.schemes import EMBEDDING, block_name, choose_schemes, fused_blocks, scale_copies
 from edgeforge.planning.serial import plan_from_json, plan_to_json, scheme_key
 from edgeforge.planning.summary import WeightRow, weight_rows
 
@@ -25,6 +25,7 @@ __all__ = [
     "max_context",
     "plan_from_json",
     "plan_to_json",
+    "scale_copies",
     "scheme_key",
     "weight_rows",
 ]

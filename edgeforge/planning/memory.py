@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgeforge.hardware import Target
 from edgeforge.model.architecture import LlamaArchitecture
-from edgeforge.planning.schemes import EMBEDDING, fused_blocks
+from edgeforge.planning.schemes import EMBEDDING, block_name, fused_blocks, scale_copies
 from edgeforge.quantization.scheme import QuantizationScheme
 
 MIB = 1024 * 1024
@@ -78,16 +78,19 @@ class WeightBytes:
         return self.embedding + self.linears + self.others
 
 
-def matrix_bytes(scheme: QuantizationScheme, rows: int, columns: int, *, float_bytes: int) -> int:
+def matrix_bytes(
+    scheme: QuantizationScheme, rows: int, columns: int, *, float_bytes: int, scale_copies: int = 1
+) -> int:
     """One [rows, columns] matrix as a backend stores it; scales and offsets take `float_bytes` each."""
     if scheme.group_size is None:
         return rows * columns * scheme.bits // 8
     groups = scheme.groups(columns)
     codes = rows * groups * scheme.group_size * scheme.bits // 8
+    scales = rows * groups * scale_copies * float_bytes
     if scheme.offset:
-        return codes + 2 * rows * groups * float_bytes
-    zero_points = 0 if scheme.symmetric else rows * -(-groups * scheme.bits // 8)
-    return codes + rows * groups * float_bytes + zero_points
+        return codes + scales + rows * groups * float_bytes
+    zero_points = 0 if scheme.symmetric else rows * -(-groups * scale_copies * scheme.bits // 8)
+    return codes + scales + zero_points
 
 
 def weight_bytes(
@@ -100,8 +103,10 @@ def weight_bytes(
     linears = 0
     for linear in a.linears():
         scheme = schemes[linear.name]
-        linears += matrix_bytes(scheme, linear.out_features, linear.in_features, float_bytes=width)
-        groups += scheme.groups(linear.in_features) * linear.out_features
+        rows, columns = linear.out_features, linear.in_features
+        copies = scale_copies(block_name(linear.role), scheme, columns, target)
+        linears += matrix_bytes(scheme, rows, columns, float_bytes=width, scale_copies=copies)
+        groups += scheme.groups(columns) * copies * rows
     norms = (2 * a.num_hidden_layers + 1) * a.hidden_size
     rotary_tables = 2 * target.context * (a.head_dim // 2)
     return WeightBytes(

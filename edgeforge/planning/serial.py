@@ -68,7 +68,8 @@ def scheme_key(scheme: QuantizationScheme) -> str:
     if scheme.group_size is None:
         return scheme.name
     kind = "-offset" if scheme.offset else "" if scheme.symmetric else "-asymmetric"
-    return f"{scheme.name}-g{scheme.group_size}{kind}"
+    scales = "" if scheme.scale_dtype == "f32" else f"-{scheme.scale_dtype}"
+    return f"{scheme.name}-g{scheme.group_size}{kind}{scales}"
 
 
 def scheme_to_json(scheme: QuantizationScheme) -> dict[str, object]:
@@ -78,6 +79,7 @@ def scheme_to_json(scheme: QuantizationScheme) -> dict[str, object]:
         "group_size": scheme.group_size,
         "symmetric": scheme.symmetric,
         "offset": scheme.offset,
+        "scale_dtype": scheme.scale_dtype,
     }
 
 
@@ -85,11 +87,19 @@ def _scheme_from_json(value: object, key: str) -> QuantizationScheme:
     if not isinstance(value, dict):
         raise UnusableInput(f"plan: the scheme {key} must be a table")
     name, symmetric, offset = value.get("name"), value.get("symmetric"), value.get("offset")
-    if not isinstance(name, str) or not isinstance(symmetric, bool) or not isinstance(offset, bool):
-        raise UnusableInput(f"plan: the scheme {key} must have a name, and symmetric and offset as true or false")
+    scale_dtype = value.get("scale_dtype")
+    if not isinstance(name, str) or not isinstance(scale_dtype, str):
+        raise UnusableInput(f"plan: the scheme {key} must have a name and a scale_dtype")
+    if not isinstance(symmetric, bool) or not isinstance(offset, bool):
+        raise UnusableInput(f"plan: the scheme {key} must have symmetric and offset as true or false")
     size = None if value.get("group_size") is None else _integer(value, "group_size")
     return QuantizationScheme(
-        name=name, bits=_integer(value, "bits"), group_size=size, symmetric=symmetric, offset=offset
+        name=name,
+        bits=_integer(value, "bits"),
+        group_size=size,
+        symmetric=symmetric,
+        offset=offset,
+        scale_dtype=scale_dtype,
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from edgeforge.planning.memory import FLOAT_BYTES, matrix_bytes
 from edgeforge.planning.plan import BuildPlan
-from edgeforge.planning.schemes import EMBEDDING
+from edgeforge.planning.schemes import EMBEDDING, block_name, scale_copies
 from edgeforge.quantization.scheme import QuantizationScheme
 
 
@@ -28,6 +28,7 @@ def weight_rows(plan: BuildPlan) -> tuple[WeightRow, ...]:
     rows: dict[tuple[str, QuantizationScheme], WeightRow] = {}
     for role, name, out_features, in_features in shapes:
         scheme = plan.schemes[name]
+        copies = scale_copies(block_name(role), scheme, in_features, plan.target)
         before = rows.get((role, scheme))
         rows[role, scheme] = WeightRow(
             role=role,
@@ -35,6 +36,6 @@ def weight_rows(plan: BuildPlan) -> tuple[WeightRow, ...]:
             tensors=(before.tensors if before else 0) + 1,
             parameters=(before.parameters if before else 0) + out_features * in_features,
             stored_bytes=(before.stored_bytes if before else 0)
-            + matrix_bytes(scheme, out_features, in_features, float_bytes=width),
+            + matrix_bytes(scheme, out_features, in_features, float_bytes=width, scale_copies=copies),
         )
     return tuple(rows.values())

@@ -8,8 +8,8 @@ Symmetric: the smallest scale that clips nothing, using the extra negative code 
 
     s = max(max(w) / (2^(b-1) - 1), -min(w) / 2^(b-1))      q = clamp(round(w / s))
 
-Defined corners: a group of zeros, or one so small that its scale would be subnormal, is stored as exact zeros (scale 0);
-a group of one element is a group; NaN and infinity raise ValueError. Rounding is half to even.
+Defined corners: a group of zeros, or one so small that its scale would be subnormal, is stored as exact zeros (scale
+0); a group of one element is a group; NaN and infinity raise ValueError. Rounding is half to even.
 Every step is one IEEE operation per element, so the codes are the same on every machine.
 """
 
@@ -58,9 +58,7 @@ def _extremes(padded: NDArray[np.float32], size: int) -> tuple[NDArray[np.float3
     return low, high
 
 
-def _scales(
-    low: NDArray[np.float32], high: NDArray[np.float32], scheme: QuantizationScheme
-) -> NDArray[np.float32]:
+def _scales(low: NDArray[np.float32], high: NDArray[np.float32], scheme: QuantizationScheme) -> NDArray[np.float32]:
     half = 2 ** (scheme.bits - 1)
     if scheme.symmetric:
         scales = np.maximum(high / np.float32(half - 1), low / np.float32(-half))

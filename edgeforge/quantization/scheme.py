@@ -2,8 +2,8 @@
 
 Shape letters: N out_features, K in_features, G groups per row (= ceil(K / group_size)).
 
-A quantized weight is `w[n, k] = (codes[n, k] - zero_points[n, g]) * scales[n, g]` with g = k // group_size, codes and zero
-points *signed* (int4: -8..7, int8: -128..127); packers add 2**(bits-1) where their consumer wants unsigned bytes.
+A quantized weight is `w[n, k] = (codes[n, k] - zero_points[n, g]) * scales[n, g]` with g = k // group_size, codes and
+zero points *signed* (int4: -8..7, int8: -128..127); packers add 2**(bits-1) where their consumer wants unsigned bytes.
 ggml's Q4_1 stores `scale * code + offset` with a fractional zero point; such tensors carry `offsets` instead of
 zero points, so that nothing is rounded twice: `w = codes * scales + offsets`.
 """
@@ -62,8 +62,8 @@ class QuantizedTensor:
 def effective_group_size(in_features: int, asked: int) -> int:
     """The group size used for rows of `in_features` weights when `asked` was asked for.
 
-    The largest power of two from `asked` down to 16 that divides `in_features`; where none divides, the smallest power of two
-    that is at least min(asked, in_features) and at least 16, with a short last group.
+    The largest power of two from `asked` down to 16 that divides `in_features`; where none divides, the smallest power
+    of two that is at least min(asked, in_features) and at least 16, with a short last group.
 
     >>> effective_group_size(4096, 128), effective_group_size(576, 128), effective_group_size(172, 32)
     (128, 64, 32)

@@ -18,6 +18,8 @@ from edgeforge.backends.onnx.weights import DATA_FILE, weight_file
 from edgeforge.model.checkpoint import GenerationDefaults
 from edgeforge.planning import BuildPlan
 
+__all__ = ["DATA_FILE", "GENAI_CONFIG_FILE", "GRAPH_FILE", "SCORING_GRAPH_FILE", "finish", "requirements", "sink"]
+
 GRAPH_FILE = "model.onnx"
 SCORING_GRAPH_FILE = "scoring.onnx"
 GENAI_CONFIG_FILE = "genai_config.json"

@@ -63,7 +63,7 @@ class Graph:
             tensor = ir.ExternalTensor(
                 self._data_file, slot.offset, slot.size, DATA_TYPES[slot.dtype], shape=ir.Shape(dims), name=name
             )
-            self._initialize(name, tensor)
+            self._initialize(name, tensor, dims)
         return self._initializers[name]
 
     def constant(self, value: int | Sequence[int]) -> ir.Value:
@@ -71,11 +71,11 @@ class Graph:
         array = np.asarray(value, np.int64)
         name = "const/" + "_".join(map(str, array.reshape(-1))) + ("" if array.ndim else "_scalar")
         if name not in self._initializers:
-            self._initialize(name, ir.Tensor(array, name=name))
+            self._initialize(name, ir.Tensor(array, name=name), array.shape)
         return self._initializers[name]
 
-    def _initialize(self, name: str, tensor: ir.TensorProtocol) -> None:
-        shape = ir.Shape(tensor.shape)
+    def _initialize(self, name: str, tensor: ir.TensorProtocol, dims: Sequence[int]) -> None:
+        shape = ir.Shape(dims)
         self._initializers[name] = ir.Value(
             name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor
         )
@@ -139,10 +139,9 @@ class Graph:
         start, stop, axis = self.constant([-1]), self.constant([np.iinfo(np.int64).max]), self.constant([1])
         return self._op("Slice", [x, start, stop, axis])[0]
 
-    def halves(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """[..., 2 F] -> two [..., F]."""
-        first, second = self._op("Split", [x], {"axis": -1, "num_outputs": 2}, outputs=2)
-        return first, second
+    def split(self, x: ir.Value, sizes: Sequence[int]) -> list[ir.Value]:
+        """[..., sum(sizes)] -> [..., size] for each size."""
+        return self._op("Split", [x, self.constant(sizes)], {"axis": -1}, outputs=len(sizes))
 
     def reshape(self, x: ir.Value, shape: Sequence[int]) -> ir.Value:
         return self._op("Reshape", [x, self.constant(shape)])[0]
@@ -182,7 +181,7 @@ class Graph:
             "K": matrix.in_features,
             "N": matrix.out_features,
             "bits": matrix.scheme.bits,
-            "block_size": matrix.scheme.group_size,
+            "block_size": matrix.block_size,
             "accuracy_level": INT8_ACTIVATIONS,
         }
         return self._op("MatMulNBits", inputs, attributes, domain=MICROSOFT)[0]
@@ -196,7 +195,7 @@ class Graph:
             inputs.append(self.stored(table.zero_points))
         attributes: dict[str, Attribute] = {
             "bits": table.scheme.bits,
-            "block_size": table.scheme.group_size,
+            "block_size": table.block_size,
             "gather_axis": 0,
             "quantize_axis": 1,
         }
@@ -204,17 +203,26 @@ class Graph:
 
     def attention(
         self,
-        qkv: ir.Value,
+        qkv: tuple[ir.Value, ir.Value | None, ir.Value | None],
         past: tuple[ir.Value, ir.Value],
         lengths: tuple[ir.Value, ir.Value],
-        rotary: tuple[ir.Value, ir.Value],
+        rotary: tuple[ir.Value, ir.Value] | None,
         heads: tuple[int, int],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Causal attention with rotary embedding: packed qkv [B, T, (H + 2 KV) hd] -> ([B, T, H hd], present key, value).
+        """Causal attention: ([B, T, H hd], present key, present value).
 
-        `lengths`: (total length - 1 of each sequence, int32 [B]; the largest total length, int32 scalar).
+        `qkv`: packed [B, T, (H + 2 KV) hd] and two Nones, or three tensors. `lengths`: (total length - 1 of each
+        sequence, int32 [B]; the largest total length, int32 scalar). `rotary`: tables to rotate q and k with, if any.
         """
-        inputs = [qkv, None, None, *past, *lengths, *rotary]
-        attributes: dict[str, Attribute] = {"num_heads": heads[0], "kv_num_heads": heads[1], "do_rotary": 1}
+        inputs = [*qkv, *past, *lengths, *(rotary or ())]
+        attributes: dict[str, Attribute] = {
+            "num_heads": heads[0],
+            "kv_num_heads": heads[1],
+            "do_rotary": int(rotary is not None),
+        }
         output, key, value = self._op("GroupQueryAttention", inputs, attributes, domain=MICROSOFT, outputs=3)
         return output, key, value
+
+    def rotate(self, x: ir.Value, first_position: ir.Value, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
+        """Rotary embedding of [B, T, H hd]; `first_position` int64 [1] is the first token's."""
+        return self._op("RotaryEmbedding", [x, first_position, *rotary], domain=MICROSOFT)[0]

@@ -2,9 +2,9 @@
 
 Shape letters: N out_features, K in_features, G groups per row, B bytes per block, V vocabulary, D hidden, P positions.
 
-A `Matrix` is what one matmul reads; q, k and v are the rows of one matrix, gate and up of another. A `Placement` says which
-rows of which matrix a checkpoint tensor fills. Everything is row-major by out_feature, so a range of a tensor's rows is one
-contiguous range of each slot.
+A `Matrix` is what one matmul reads; q, k and v are the rows of one matrix, gate and up of another. A `Placement` says
+which rows of which matrix a checkpoint tensor fills. Everything is row-major by out_feature, so a range of a tensor's
+rows is one contiguous range of each slot.
 """
 
 import math
@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from edgeforge.model.architecture import LlamaArchitecture
-from edgeforge.planning import BuildPlan
+from edgeforge.planning import EMBEDDING, BuildPlan, scale_copies
 from edgeforge.quantization.scheme import QuantizationScheme
 
 ALIGNMENT = 64
 ITEM_BYTES = {"u8": 1, "f16": 2, "f32": 4}
 
-EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
 COS, SIN = "rotary.cos", "rotary.sin"
@@ -46,8 +45,9 @@ class Slot:
 class Matrix:
     """The arrays of one weight matrix [N, K].
 
-    Quantized: `weight` u8 [N, G, B], `scales` [N, G], and `zero_points` u8 [N, ceil(G * bits / 8)] or `offsets` [N, G] or
-    neither. Float schemes (and norms, N alone): `weight` only.
+    Quantized: `weight` u8 [N, C, B], `scales` [N, C], and `zero_points` u8 [N, ceil(C * bits / 8)] or `offsets` [N, G] or
+    neither, with C = G * scale_copies blocks in a row. Float schemes (and norms, N alone): `weight` only. `scale_copies`
+    > 1 stores each scale and zero point that often, for blocks shorter than groups (`edgeforge.planning.scale_copies`).
     """
 
     scheme: QuantizationScheme
@@ -57,6 +57,13 @@ class Matrix:
     scales: Slot | None = None
     zero_points: Slot | None = None
     offsets: Slot | None = None
+    scale_copies: int = 1
+
+    @property
+    def block_size(self) -> int:
+        """Weights per stored scale, ONNX Runtime's block_size."""
+        assert self.scheme.group_size is not None
+        return self.scheme.group_size // self.scale_copies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,21 +102,23 @@ class _Allocator:
         weight = self.slot(name, self.float_dtype, length)
         return Matrix(scheme=scheme, out_features=length, in_features=1, weight=weight)
 
-    def matrix(self, name: str, scheme: QuantizationScheme, n: int, k: int) -> Matrix:
+    def matrix(self, name: str, scheme: QuantizationScheme, n: int, k: int, scale_copies: int = 1) -> Matrix:
         if scheme.group_size is None:
             weight = self.slot(f"{name}.weight", self.float_dtype, n, k)
             return Matrix(scheme=scheme, out_features=n, in_features=k, weight=weight)
         g = scheme.groups(k)
+        blocks, block_bytes = g * scale_copies, scheme.group_size // scale_copies * scheme.bits // 8
+        has_zero_points = not (scheme.symmetric or scheme.offset)
+        zero_point_bytes = -(-blocks * scheme.bits // 8)
         return Matrix(
             scheme=scheme,
             out_features=n,
             in_features=k,
-            weight=self.slot(f"{name}.weight", "u8", n, g, scheme.group_size * scheme.bits // 8),
-            scales=self.slot(f"{name}.scales", self.float_dtype, n, g),
-            zero_points=None
-            if scheme.symmetric or scheme.offset
-            else self.slot(f"{name}.zero_points", "u8", n, -(-g * scheme.bits // 8)),
+            weight=self.slot(f"{name}.weight", "u8", n, blocks, block_bytes),
+            scales=self.slot(f"{name}.scales", self.float_dtype, n, blocks),
+            zero_points=self.slot(f"{name}.zero_points", "u8", n, zero_point_bytes) if has_zero_points else None,
             offsets=self.slot(f"{name}.offsets", self.float_dtype, n, g) if scheme.offset else None,
+            scale_copies=scale_copies,
         )
 
 
@@ -151,7 +160,8 @@ def weight_layout(plan: BuildPlan) -> WeightLayout:
         for fused, (parts, n, k) in fused_parts(a).items():
             name = f"layers.{layer}.{fused}"
             names = [linear_name(layer, part) for part in parts]
-            matrices[name] = allocate.matrix(name, _shared_scheme(plan, names), n, k)
+            scheme = _shared_scheme(plan, names)
+            matrices[name] = allocate.matrix(name, scheme, n, k, scale_copies(fused, scheme, k, plan.target))
             placements |= dict(_stacked(plan, names, matrices[name]))
         place_vector(linear_name(layer, "post_attention_layernorm"), a.hidden_size)
     place_vector(FINAL_NORM, a.hidden_size)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgeforge.backends.onnx.graph import Graph
 from edgeforge.backends.onnx.layout import FINAL_NORM, Matrix, WeightLayout, linear_name
+from edgeforge.model.architecture import LlamaArchitecture
 from edgeforge.planning import BuildPlan
 
 
@@ -22,6 +23,8 @@ class _Positions:
 
     lengths: tuple[ir.Value, ir.Value]
     rotary: tuple[ir.Value, ir.Value]
+    first: ir.Value | None
+    """The first new token's position, int64 [1]; only where the attention operator cannot rotate by itself."""
 
 
 def decoder(plan: BuildPlan, layout: WeightLayout, data_file: str, *, all_logits: bool) -> Graph:
@@ -30,7 +33,7 @@ def decoder(plan: BuildPlan, layout: WeightLayout, data_file: str, *, all_logits
     a = plan.architecture
     ids = g.input("input_ids", "i64", ("batch_size", "sequence_length"))
     mask = g.input("attention_mask", "i64", ("batch_size", "total_sequence_length"))
-    positions = _positions(g, layout, mask)
+    positions = _positions(g, layout, ids, mask, separate=not _rotates_inside(a))
     x, residual = _embed(g, layout.matrices["embedding"], ids), None
     for layer in range(a.num_hidden_layers):
         with g.scope(f"layers.{layer}"):
@@ -45,11 +48,18 @@ def decoder(plan: BuildPlan, layout: WeightLayout, data_file: str, *, all_logits
     return g
 
 
-def _positions(g: Graph, layout: WeightLayout, mask: ir.Value) -> _Positions:
+def _rotates_inside(architecture: LlamaArchitecture) -> bool:
+    """GroupQueryAttention's own rotary embedding wants head sizes in multiples of 16."""
+    return architecture.head_dim % 16 == 0
+
+
+def _positions(g: Graph, layout: WeightLayout, ids: ir.Value, mask: ir.Value, *, separate: bool) -> _Positions:
     with g.scope("positions"):
         last_position = g.to_int32(g.subtract(g.sum(mask, axis=1), g.constant([1])))
-        total_length = g.to_int32(g.dimension(mask, 1))
-    return _Positions(lengths=(last_position, total_length), rotary=(g.stored(layout.cos), g.stored(layout.sin)))
+        total = g.dimension(mask, 1)
+        first = g.reshape(g.subtract(total, g.dimension(ids, 1)), (1,)) if separate else None
+        lengths = (last_position, g.to_int32(total))
+    return _Positions(lengths=lengths, rotary=(g.stored(layout.cos), g.stored(layout.sin)), first=first)
 
 
 def _embed(g: Graph, table: Matrix, ids: ir.Value) -> ir.Value:
@@ -87,7 +97,7 @@ def _decoder_layer(
     norm = layout.matrices[linear_name(layer, "post_attention_layernorm")]
     x, residual = g.add_rms_norm(x, residual, norm, epsilon)
     with g.scope("mlp"):
-        gate, up = g.halves(_linear(g, x, weights("gate_up")))
+        gate, up = g.split(_linear(g, x, weights("gate_up")), 2 * (plan.architecture.intermediate_size,))
         x = _linear(g, g.mul(g.silu(gate), up), weights("down"))
     return x, residual
 
@@ -98,7 +108,12 @@ def _attention(g: Graph, plan: BuildPlan, positions: _Positions, layer: int, qkv
     shape = ("batch_size", a.num_key_value_heads, "max_sequence_length", a.head_dim)
     key, value = (g.input(f"past_key_values.{layer}.{name}", dtype, shape) for name in names)
     heads = (a.num_attention_heads, a.num_key_value_heads)
-    x, *present = g.attention(qkv, (key, value), positions.lengths, positions.rotary, heads)
+    if positions.first is None:
+        x, *present = g.attention((qkv, None, None), (key, value), positions.lengths, positions.rotary, heads)
+    else:
+        q, k, v = g.split(qkv, [n * a.head_dim for n in (heads[0], heads[1], heads[1])])
+        q, k = (g.rotate(part, positions.first, positions.rotary) for part in (q, k))
+        x, *present = g.attention((q, k, v), (key, value), positions.lengths, None, heads)
     for name, cache in zip(names, present, strict=True):
         g.output(cache, f"present.{layer}.{name}", dtype, shape)
     return x

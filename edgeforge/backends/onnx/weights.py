@@ -40,9 +40,10 @@ class WeightFile:
             raise ValueError(f"the plan stores {matrix.weight.name} as {matrix.scheme}, not {rows.scheme}")
         blocks = pack(pad_to_blocks(rows.codes, rows.scheme.group_size), rows.scheme.bits)
         self.put_array(matrix.weight, first_row, blocks)
-        self.put_array(matrix.scales, first_row, rows.scales)
+        self.put_array(matrix.scales, first_row, np.repeat(rows.scales, matrix.scale_copies, axis=1))
         if matrix.zero_points is not None and rows.zero_points is not None:
-            self.put_array(matrix.zero_points, first_row, pack(rows.zero_points, rows.scheme.bits))
+            zero_points = np.repeat(rows.zero_points, matrix.scale_copies, axis=1)
+            self.put_array(matrix.zero_points, first_row, pack(zero_points, rows.scheme.bits))
         if matrix.offsets is not None and rows.offsets is not None:
             self.put_array(matrix.offsets, first_row, rows.offsets)
 
@@ -56,7 +57,7 @@ class WeightFile:
 
 
 def _write_all(descriptor: int, data: NDArray[np.generic], offset: int) -> None:
-    view = memoryview(data).cast("B") if data.size else memoryview(b"")
+    view = memoryview(data.reshape(-1).view(np.uint8))
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
@@ -64,10 +65,12 @@ def _write_all(descriptor: int, data: NDArray[np.generic], offset: int) -> None:
 
 @contextmanager
 def weight_file(plan: BuildPlan, directory: Path) -> Iterator[WeightFile]:
-    """Create the data file at full size (a full disk shows here, before any work), fill in what is not in the checkpoint."""
+    """Create the data file at full size (a full disk shows here, before any work) and write the rotary tables."""
     layout = weight_layout(plan)
     with (directory / DATA_FILE).open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, layout.size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, layout.size)
+        file.truncate(layout.size)
         weights = WeightFile(layout, file.fileno())
         cos, sin = rotary_tables(plan.architecture.rotary, plan.architecture.head_dim, plan.target.context)
         weights.put_array(layout.cos, 0, cos)
