@@ -61,22 +61,21 @@ def _extremes(padded: NDArray[np.float32], size: int) -> tuple[NDArray[np.float3
 def _scales(low: NDArray[np.float32], high: NDArray[np.float32], scheme: QuantizationScheme) -> NDArray[np.float32]:
     half = 2 ** (scheme.bits - 1)
     if scheme.symmetric:
-        scales = np.maximum(high / np.float32(half - 1), low / np.float32(-half))
+        scales: NDArray[np.float32] = np.maximum(high / np.float32(half - 1), low / np.float32(-half))
     else:
         # Halved first: the difference of two finite floats may overflow.
-        scales = (high / 2 - low / 2) / np.float32(half - 0.5)
+        scales = (high * np.float32(0.5) - low * np.float32(0.5)) / np.float32(half - 0.5)
     if scheme.scale_dtype == "f16":
         with np.errstate(over="ignore", under="ignore"):
             scales = scales.astype(np.float16).astype(np.float32)
         if not np.isfinite(scales).all():
             raise ValueError("a group's scale is too large for float16")
-    scales[scales < SMALLEST_SCALE] = 0
-    return scales
+    return np.where(scales < SMALLEST_SCALE, np.float32(0), scales)
 
 
 def _zero_points(low: NDArray[np.float32], inverse: NDArray[np.float32], bits: int) -> NDArray[np.int8]:
     half = 2 ** (bits - 1)
-    return np.clip(np.rint(-low * inverse) - half, -half, half - 1).astype(np.int8)
+    return np.asarray(np.clip(np.rint(-low * inverse) - half, -half, half - 1), np.int8)
 
 
 def _round(steps: NDArray[np.float32], zero_points: NDArray[np.int8] | None, bits: int) -> NDArray[np.int8]:

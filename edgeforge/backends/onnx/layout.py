@@ -45,9 +45,9 @@ class Slot:
 class Matrix:
     """The arrays of one weight matrix [N, K].
 
-    Quantized: `weight` u8 [N, C, B], `scales` [N, C], and `zero_points` u8 [N, ceil(C * bits / 8)] or `offsets` [N, G] or
-    neither, with C = G * scale_copies blocks in a row. Float schemes (and norms, N alone): `weight` only. `scale_copies`
-    > 1 stores each scale and zero point that often, for blocks shorter than groups (`edgeforge.planning.scale_copies`).
+    Quantized: `weight` u8 [N, C, B], `scales` [N, C], and `zero_points` u8 [N, ceil(C * bits / 8)] or `offsets` [N, G]
+    or neither, with C = G * scale_copies blocks in a row. Float schemes (and norms, N alone): `weight` only. More than
+    one copy of each scale and zero point makes blocks shorter than groups (`edgeforge.planning.scale_copies`).
     """
 
     scheme: QuantizationScheme

@@ -57,7 +57,7 @@ class WeightFile:
 
 
 def _write_all(descriptor: int, data: NDArray[np.generic], offset: int) -> None:
-    view = memoryview(data.reshape(-1).view(np.uint8))
+    view = data.reshape(-1).view(np.uint8).data
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
