@@ -64,7 +64,7 @@ def _scales(low: NDArray[np.float32], high: NDArray[np.float32], scheme: Quantiz
         scales: NDArray[np.float32] = np.maximum(high / np.float32(half - 1), low / np.float32(-half))
     else:
         # Halved first: the difference of two finite floats may overflow.
-        scales = (high * np.float32(0.5) - low * np.float32(0.5)) / np.float32(half - 0.5)
+        scales = np.asarray((high / 2 - low / 2) / (half - 0.5), np.float32)
     if scheme.scale_dtype == "f16":
         with np.errstate(over="ignore", under="ignore"):
             scales = scales.astype(np.float16).astype(np.float32)
