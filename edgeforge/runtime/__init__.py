@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from .errors import BundleError, CorruptBundle, MissingRequirement, UnusableBundle
 from .integrity import verify
+from .integrity import verify as verify_bundle
 from .manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -58,13 +59,16 @@ def load(
     `Model.warm_up()`. UnusableBundle (not a bundle), CorruptBundle (a byte differs), MissingRequirement (no package or
     device).
     """
-    from .requirements import import_package
+    from .requirements import check_packages, device_of
 
-    for package in ("numpy", "onnxruntime", "tokenizers"):
-        import_package(package, device or "cpu")
-    from .model import load as load_model
+    bundle = Path(path)
+    manifest = verify_bundle(bundle, verify)
+    chosen = device or device_of(manifest.requirements.provider)
+    check_packages(manifest.requirements.packages, chosen)
+    # Only now, since these modules import the packages.
+    from .model import Model
 
-    return load_model(path, threads=threads, verify_level=verify, device=device)
+    return Model(bundle, manifest, device=chosen, threads=threads)
 
 
 def __getattr__(name: str) -> object:

@@ -69,11 +69,6 @@ class Graph(Protocol):
     def run_with_iobinding(self, iobinding: Binding) -> None: ...
 
 
-def device_of(provider: str) -> Device:
-    """The device behind an onnxruntime provider's name."""
-    return "cuda" if provider == _PROVIDERS["cuda"] else "cpu"
-
-
 def default_threads() -> int:
     """Physical cores that this process may use; no more than a container's CPU quota, since its threads spin."""
     if not hasattr(os, "sched_getaffinity"):  # macOS, Windows

@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chat import Message, render
-from .engine import Graph, device_of, open_graph
+from .engine import Graph, open_graph
 from .errors import UnusableBundle
 from .generate import GenerationOptions, generate, shared_prefix
 from .growing import GrowingCacheDecoder
-from .integrity import Level, verify
 from .manifest import Manifest
-from .requirements import Device, check_packages
+from .requirements import Device
 from .sampling import Sampling
 from .session import Decoder, Scorer, SharedCacheDecoder
 from .stream import Chunk, Turns, stream
@@ -33,7 +32,7 @@ class _Scorer(Protocol):
 
 
 class Model:
-    """A bundle that answers. Made by `load`; the weights are read when first needed (`warm_up` reads them now).
+    """A bundle that answers. Made by `runtime.load`; the weights are read when first needed (`warm_up` reads them now).
 
     There is one KV cache: one generation at a time. A prompt that begins like what the cache holds (a chat's next turn)
     is computed from where it differs.
@@ -215,17 +214,6 @@ class Model:
 
     def _open_graph(self, path: str) -> Graph:
         return open_graph(self.bundle / path, device=self.device, threads=self._threads)
-
-
-def load(
-    path: str | Path, *, threads: int | None = None, verify_level: Level = "quick", device: Device | None = None
-) -> Model:
-    """Check a bundle and what it needs, and open it; see the package's `load`."""
-    bundle = Path(path)
-    manifest = verify(bundle, verify_level)
-    chosen = device or device_of(manifest.requirements.provider)
-    check_packages(manifest.requirements.packages, chosen)
-    return Model(bundle, manifest, device=chosen, threads=threads)
 
 
 def _first(*values: N | None) -> N:

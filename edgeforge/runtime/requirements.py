@@ -13,9 +13,14 @@ Device = Literal["cpu", "cuda"]
 ONNXRUNTIME: dict[Device, str] = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu[cuda,cudnn]"}
 
 
+def device_of(provider: str) -> Device:
+    """The device behind an onnxruntime provider's name."""
+    return "cuda" if provider == "CUDAExecutionProvider" else "cpu"
+
+
 def check_packages(packages: Mapping[str, str], device: Device) -> None:
-    """MissingRequirement unless every package is there, and new enough (`>=X.Y` is the only form)."""
-    for package, least in packages.items():
+    """MissingRequirement unless the runtime's own packages and those asked for are there, and new enough (`>=X.Y`)."""
+    for package, least in {"numpy": "", "onnxruntime": "", "tokenizers": "", **packages}.items():
         module = import_package(package, device)
         found = str(getattr(module, "__version__", ""))
         if least and _numbers(found) < _numbers(least):

@@ -116,3 +116,11 @@ def test_a_missing_package_exits_7_with_the_pip_command(tmp_path: Path, tiny: Pa
 def test_a_moved_bundle_still_runs(tmp_path: Path, tiny: Path) -> None:
     moved = shutil.copytree(tiny, tmp_path / "with space" / "é")
     assert run([str(moved), "Hello", "--max-new-tokens", "2"]).returncode == 0
+
+
+def test_a_cuda_bundle_asks_for_the_cuda_edition(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", provider="CUDAExecutionProvider")
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['onnxruntime'] = None\n")
+    result = run([str(bundle), "Hello"], PYTHONPATH=str(tmp_path))
+    assert result.returncode == 7
+    assert "hint: pip install 'onnxruntime-gpu" in result.stderr
