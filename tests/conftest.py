@@ -1,9 +1,10 @@
-"""Fixtures that every test may use: the shared data folder and the two real models."""
+"""Fixtures that every test may use: the shared data folder, the two real models, and bundles built of them once."""
 
 import os
 from pathlib import Path
 
 import pytest
+from built import Build, build_once
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,3 +30,26 @@ def demo_gguf() -> Path:
     from edgeforge.model.hub import demo_gguf as fetch
 
     return fetch()
+
+
+@pytest.fixture(scope="session")
+def demo_int4(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The demo as the cpu target builds it. Read it, do not change it."""
+    return build_once(tmp_path_factory.mktemp("built"), "demo")
+
+
+@pytest.fixture(scope="session")
+def demo_f32(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The demo unquantized, for at most 512 tokens."""
+    return build_once(tmp_path_factory.mktemp("built"), "demo", scheme="f32", context=512)
+
+
+@pytest.fixture(scope="session")
+def stories_int4(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """stories260k as the cpu target builds it, in groups of 32 (its rows divide by no more)."""
+    return build_once(tmp_path_factory.mktemp("built"), str(stories), group_size=32)
+
+
+@pytest.fixture(scope="session")
+def stories_f32(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    return build_once(tmp_path_factory.mktemp("built"), str(stories), scheme="f32")
