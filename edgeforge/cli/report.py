@@ -109,7 +109,7 @@ def check_gate(report: "ValidationReport", out: Path) -> None:
     )
     raise GateFailed(
         f"the bundle lost more accuracy than target {report.target} allows: {broken}",
-        hint=f"{out} is kept, marked as failed; try --group-size 32 or --scheme w8a16",
+        hint=f"{out} is kept, marked as failed; smaller groups (--group-size) or more bits (--scheme w8a16) lose less",
     )
 
 
