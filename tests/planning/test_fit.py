@@ -27,7 +27,7 @@ def test_llama_405b_needs_four_h100() -> None:
     error = refused(LLAMA_405B, "h100")
     (cards,) = error.alternatives
     assert (cards.change, cards.available, cards.plan.target.tensor_parallel) == ("4 x h100", False, 4)
-    assert "217.7 GB, and h100 has 85.5 GB" in error.message
+    assert "219.3 GB, and h100 has 85.5 GB" in error.message
     assert "w4a16 is the smallest scheme" in (error.hint or "")
     assert not draft_plan(LLAMA_405B, replace(load_target("h100"), tensor_parallel=2)).memory.fits
 
