@@ -17,6 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeforge import bundle as bundles
 from edgeforge.backends import Rows
 from edgeforge.errors import MissingDependency, OutOfResources, UnusableInput, UsageError
@@ -234,7 +237,9 @@ def _convert(piece: _Piece) -> Rows:
     ):
         stored = tensor.stored_codes(piece.start, piece.stop)
         assert stored is not None
-        return QuantizedTensor(scheme=scheme, codes=stored.codes, scales=stored.scales, offsets=stored.offsets)
+        return QuantizedTensor(
+            scheme=scheme, codes=stored.codes, scales=stored.scales, offsets=_rounded(stored.offsets, scheme)
+        )
     try:
         return quantize(tensor.rows(piece.start, piece.stop), scheme)
     except ValueError as error:
@@ -242,6 +247,13 @@ def _convert(piece: _Piece) -> Rows:
             f"{tensor.name}, rows {piece.start} to {piece.stop - 1}: {error}",
             hint="the checkpoint is damaged, or its training diverged; fetch it again or take another",
         ) from None
+
+
+def _rounded(offsets: NDArray[np.float32] | None, scheme: QuantizationScheme) -> NDArray[np.float32] | None:
+    """Offsets as their slot holds them. ggml's scales are float16 and exact anywhere; its offsets, centred, are not."""
+    if offsets is None or scheme.scale_dtype == "f32":
+        return offsets
+    return offsets.astype(np.float16).astype(np.float32)
 
 
 # package

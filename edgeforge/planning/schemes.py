@@ -78,13 +78,8 @@ def _carried(linear: Linear, target: Target, grid: StoredGrid | None) -> Quantiz
 
 
 def _as_scheme(grid: StoredGrid, wanted: str, in_features: int, target: Target) -> QuantizationScheme | None:
-    """The stored grid as a scheme, if it is no larger than what was asked for and the rows divide into its groups.
-
-    ggml's scales are float16 and stay exact in any target; its offsets, once the codes are centred, need float32.
-    """
+    """The stored grid as a scheme, if it is no larger than what was asked for and the rows divide into its groups."""
     asked = SCHEMES[wanted]
-    if grid.offset and target.activations != "f32":
-        return None
     if asked.is_float or grid.bits > asked.bits or grid.group_size not in GROUP_SIZES or in_features % grid.group_size:
         return None
     for name, facts in SCHEMES.items():

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,8 @@ def validate(
     text = concatenate(default_texts() if texts is None else texts)
     tokens = _tokenize(bundle, manifest, checkpoint, text)
     pieces = make_chunks(tokens.ids, protocol=protocol, context=context, bos_token_id=tokens.bos_token_id, limit=chunks)
-    model = runtime.load(bundle, threads=threads, verify="quick")
+    device = _device(manifest)
+    model = runtime.load(bundle, threads=threads, verify="quick", device=device)
     values = _score(pieces, checkpoint, model.score, progress)
     return make_report(
         values,
@@ -74,7 +76,15 @@ def validate(
             tokens=len(tokens.ids),
         ),
         seconds=time.perf_counter() - started,
+        away_from=manifest.requirements.provider if device == "cpu" else None,
     )
+
+
+def _device(manifest: Manifest) -> Literal["cpu"] | None:
+    """None: the bundle's own device. Where onnxruntime has no provider for it, the processor runs the same graph."""
+    import onnxruntime
+
+    return None if manifest.requirements.provider in onnxruntime.get_available_providers() else "cpu"
 
 
 def _checked_context(asked: int | None, manifest: Manifest, checkpoint: Checkpoint) -> int:
@@ -166,8 +176,12 @@ def make_report(
     reference: Reference,
     text: Text,
     seconds: float,
+    away_from: str | None = None,
 ) -> ValidationReport:
-    """The averages, the spread and the per-chunk figures of `values` (of all of `pieces`, in order)."""
+    """The averages, the spread and the per-chunk figures of `values` (of all of `pieces`, in order).
+
+    `away_from`: the bundle's execution provider, where another one had to run it.
+    """
     summary = summarize(values)
     median, p99 = np.quantile(values.kl_divergence, (0.5, 0.99))
     return ValidationReport(
@@ -195,7 +209,7 @@ def make_report(
         kl_divergence_histogram=_histogram(values.kl_divergence),
         chunks=tuple(_chunk_figures(values, chunk, pieces.scored_per_chunk) for chunk in range(pieces.count)),
         gate=gate,
-        notes=tuple(_notes(reference, gate)),
+        notes=tuple(_notes(reference, gate, away_from)),
         seconds=round(seconds, 3),
     )
 
@@ -216,7 +230,9 @@ def _histogram(divergence: NDArray[np.float64]) -> Histogram:
     return Histogram(edges=HISTOGRAM_EDGES, counts=tuple(int(count) for count in counts))
 
 
-def _notes(reference: Reference, gate: GateResult) -> Iterator[str]:
+def _notes(reference: Reference, gate: GateResult, away_from: str | None) -> Iterator[str]:
+    if away_from is not None:
+        yield f"The same graph was run on the processor: this onnxruntime has no {away_from}."
     if reference.precision.startswith("Q4_"):
         yield (
             f"The original is itself 4-bit ({reference.precision}), so these figures show what the build changed, "
