@@ -45,7 +45,9 @@ def find_peers() -> Peers:
     needed = ("convert_hf_to_gguf.py", "build/bin/llama-quantize", "build/bin/llama-bench")
     if llama_cpp is not None and (python is None or not all((llama_cpp / name).is_file() for name in needed)):
         llama_cpp = None
-        missing.append(f"llama.cpp: not here; run ci/peers, or set EDGEFORGE_LLAMA_CPP to a folder with {needed}")
+        missing.append(
+            f"llama.cpp: not here; run ci/peers, or set EDGEFORGE_LLAMA_CPP to a folder with {', '.join(needed)}"
+        )
     return Peers(python=python, llama_cpp=llama_cpp, missing=tuple(missing))
 
 
