@@ -1,0 +1,54 @@
+"""What a bundle says of itself: the manifest's records, from the plan and the checkpoint."""
+
+from dataclasses import asdict
+
+from edgeforge import backends
+from edgeforge.model.checkpoint import Checkpoint
+from edgeforge.planning import BuildPlan
+from edgeforge.runtime.manifest import Determinism, GenerationRecord, ModelRecord, Requirements, SourceRecord
+
+RUNTIME_PACKAGES = {"numpy": ">=1.26", "tokenizers": ">=0.20"}
+REPRODUCIBLE = Determinism(
+    reproducible=True, note="the same checkpoint, target and EdgeForge version give the same bytes on any machine"
+)
+NOT_REPRODUCIBLE = Determinism(
+    reproducible=False, note="the graph is torch's and optimum's, which do not promise the same bytes"
+)
+
+
+def source_record(checkpoint: Checkpoint) -> SourceRecord:
+    return SourceRecord(**asdict(checkpoint.source), fingerprint=checkpoint.fingerprint)
+
+
+def requirements(needs: backends.Requirements) -> Requirements:
+    """What the backend's files need, and what the runtime around them needs."""
+    return Requirements(packages={**needs.packages, **RUNTIME_PACKAGES}, provider=needs.provider)
+
+
+def model_record(
+    plan: BuildPlan, checkpoint: Checkpoint, *, backend: str, graph: str, scoring_graph: str, weights: str | None
+) -> ModelRecord:
+    """The files under model/, by their names there, and what the runtime must know of the decoder."""
+    a, target, tokenizer = plan.architecture, plan.target, checkpoint.tokenizer
+    template = next((name for name in tokenizer.files if name.endswith(".jinja")), None)
+    return ModelRecord(
+        backend=backend,
+        graph=f"model/{graph}",
+        scoring_graph=f"model/{scoring_graph}",
+        weights=weights and f"model/{weights}",
+        activations=target.activations,
+        kv_cache=target.kv_cache,
+        context_length=target.context,
+        vocab_size=a.vocab_size,
+        num_hidden_layers=a.num_hidden_layers,
+        num_key_value_heads=a.num_key_value_heads,
+        head_dim=a.head_dim,
+        bos_token_id=a.bos_token_id,
+        eos_token_ids=a.eos_token_ids,
+        tokenizer="model/tokenizer.json",
+        chat_template=template and f"model/{template}",
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        add_bos=tokenizer.add_bos,
+        generation=GenerationRecord(**asdict(checkpoint.generation)),
+    )
