@@ -136,9 +136,10 @@ def intended(tensor: LazyTensor, scheme: QuantizationScheme) -> NDArray[np.float
     ):
         stored = tensor.stored_codes(0, rows)
         assert stored is not None
-        return dequantize(
-            QuantizedTensor(scheme=scheme, codes=stored.codes, scales=stored.scales, offsets=stored.offsets)
-        )
+        offsets = stored.offsets
+        if offsets is not None and scheme.scale_dtype == "f16":
+            offsets = offsets.astype(np.float16).astype(np.float32)
+        return dequantize(QuantizedTensor(scheme=scheme, codes=stored.codes, scales=stored.scales, offsets=offsets))
     return dequantize(quantize(tensor.rows(0, rows), scheme))
 
 
@@ -184,10 +185,16 @@ def assert_norms(file: OnnxFile, checkpoint: Checkpoint) -> None:
         np.testing.assert_array_equal(norm, all_rows(checkpoint, name).astype(norm.dtype), err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_demo(demo_int4: Build) -> None:
     carried = [scheme for scheme in demo_int4.plan.schemes.values() if scheme.offset]
     assert len(carried) == 210  # its linears keep the GGUF's own codes
     assert_the_file_holds_what_was_meant(demo_int4)
+
+
+@pytest.mark.slow
+def test_the_demo_for_a_gpu(demo_gguf: Path, tmp_path: Path) -> None:
+    assert_the_file_holds_what_was_meant(build_once(tmp_path, "demo", target="h100"))
 
 
 def test_carried_codes_are_the_original_weights(demo_int4: Build) -> None:
