@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgeforge.backends import Rows
 from edgeforge.errors import UnusableInput
-from edgeforge.model.checkpoint import Checkpoint, LazyTensor
+from edgeforge.model.checkpoint import Checkpoint, LazyTensor, StoredGrid
 from edgeforge.quantization.rtn import quantize
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor
 
@@ -59,7 +59,7 @@ def walk(
                 piece = next(pieces, None)
             if piece is None:
                 return
-            put(piece.tensor.name, piece.start, _convert(piece))
+            _place(piece, put)
             with lock:
                 done += (piece.stop - piece.start) * math.prod(piece.tensor.shape[1:])
                 told = done
@@ -81,29 +81,44 @@ def _pieces(tensor: LazyTensor, scheme: QuantizationScheme | None) -> Iterator[_
         yield _Piece(tensor=tensor, scheme=scheme, start=start, stop=min(start + step, rows))
 
 
+def _place(piece: _Piece, put: Callable[[str, int, Rows], None]) -> None:
+    try:
+        put(piece.tensor.name, piece.start, _convert(piece))
+    except ValueError as error:
+        raise UnusableInput(
+            f"{piece.tensor.name}, rows {piece.start} to {piece.stop - 1}: {error}",
+            hint="the checkpoint is damaged, or its training diverged; fetch it again or take another",
+        ) from error
+
+
 def _convert(piece: _Piece) -> Rows:
-    """The piece as its scheme stores it: the checkpoint's own codes where they are the scheme's, else rounded."""
+    """The piece as its scheme stores it: the checkpoint's own codes where they are the scheme's, else rounded.
+
+    ValueError for what no scheme holds.
+    """
     tensor, scheme = piece.tensor, piece.scheme
     if scheme is None or scheme.is_float:
-        return tensor.rows(piece.start, piece.stop)
-    grid = tensor.grid
-    if grid is not None and (grid.bits, grid.group_size, grid.offset) == (
-        scheme.bits,
-        scheme.group_size,
-        scheme.offset,
-    ):
+        return _finite(tensor.rows(piece.start, piece.stop))
+    if _lies_on(tensor.grid, scheme):
         stored = tensor.stored_codes(piece.start, piece.stop)
         assert stored is not None
         return QuantizedTensor(
             scheme=scheme, codes=stored.codes, scales=stored.scales, offsets=_rounded(stored.offsets, scheme)
         )
-    try:
-        return quantize(tensor.rows(piece.start, piece.stop), scheme)
-    except ValueError as error:
-        raise UnusableInput(
-            f"{tensor.name}, rows {piece.start} to {piece.stop - 1}: {error}",
-            hint="the checkpoint is damaged, or its training diverged; fetch it again or take another",
-        ) from None
+    return quantize(tensor.rows(piece.start, piece.stop), scheme)
+
+
+def _lies_on(grid: StoredGrid | None, scheme: QuantizationScheme) -> bool:
+    """Whether codes on the checkpoint's grid are codes of the scheme."""
+    if grid is None or (grid.bits, grid.group_size, grid.offset) != (scheme.bits, scheme.group_size, scheme.offset):
+        return False
+    return scheme.offset or scheme.symmetric
+
+
+def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(values).all():
+        raise ValueError("the weights contain NaN or infinity")
+    return values
 
 
 def _rounded(offsets: NDArray[np.float32] | None, scheme: QuantizationScheme) -> NDArray[np.float32] | None:
