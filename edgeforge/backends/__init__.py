@@ -24,7 +24,10 @@ class WeightSink(Protocol):
     """Takes rows of checkpoint tensors, by their Hugging Face names, and puts their bytes in place. Thread-safe."""
 
     def put(self, name: str, start: int, rows: Rows) -> None:
-        """Rows `start` onwards of tensor `name`: a QuantizedTensor where the plan quantizes it, else float32."""
+        """Rows `start` onwards of tensor `name`: a QuantizedTensor where the plan quantizes it, else float32.
+
+        FloatingPointError where a value is beyond the type it is stored in.
+        """
         ...
 
 

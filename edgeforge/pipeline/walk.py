@@ -84,7 +84,7 @@ def _pieces(tensor: LazyTensor, scheme: QuantizationScheme | None) -> Iterator[_
 def _place(piece: _Piece, put: Callable[[str, int, Rows], None]) -> None:
     try:
         put(piece.tensor.name, piece.start, _convert(piece))
-    except ValueError as error:
+    except FloatingPointError as error:
         raise UnusableInput(
             f"{piece.tensor.name}, rows {piece.start} to {piece.stop - 1}: {error}",
             hint="the checkpoint is damaged, or its training diverged; fetch it again or take another",
@@ -94,7 +94,7 @@ def _place(piece: _Piece, put: Callable[[str, int, Rows], None]) -> None:
 def _convert(piece: _Piece) -> Rows:
     """The piece as its scheme stores it: the checkpoint's own codes where they are the scheme's, else rounded.
 
-    ValueError for what no scheme holds.
+    FloatingPointError for what no scheme holds.
     """
     tensor, scheme = piece.tensor, piece.scheme
     if scheme is None or scheme.is_float:
@@ -105,7 +105,10 @@ def _convert(piece: _Piece) -> Rows:
         return QuantizedTensor(
             scheme=scheme, codes=stored.codes, scales=stored.scales, offsets=_rounded(stored.offsets, scheme)
         )
-    return quantize(tensor.rows(piece.start, piece.stop), scheme)
+    try:
+        return quantize(tensor.rows(piece.start, piece.stop), scheme)
+    except ValueError as error:
+        raise FloatingPointError(str(error)) from None
 
 
 def _lies_on(grid: StoredGrid | None, scheme: QuantizationScheme) -> bool:
@@ -117,7 +120,7 @@ def _lies_on(grid: StoredGrid | None, scheme: QuantizationScheme) -> bool:
 
 def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
     if not np.isfinite(values).all():
-        raise ValueError("the weights contain NaN or infinity")
+        raise FloatingPointError("the weights contain NaN or infinity")
     return values
 
 

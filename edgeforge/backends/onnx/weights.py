@@ -48,11 +48,11 @@ class WeightFile:
             self.put_array(matrix.offsets, first_row, rows.offsets)
 
     def put_array(self, slot: Slot, first_row: int, rows: NDArray[np.generic]) -> None:
-        """Cast to the slot's dtype and write as its rows `first_row` onwards; ValueError where float16 overflows."""
+        """Cast to the slot's dtype and write as its rows `first_row` onwards; FloatingPointError beyond float16."""
         with np.errstate(over="ignore"):
             data = np.ascontiguousarray(rows, dtype=NUMPY_DTYPES[slot.dtype])
         if slot.dtype == "f16" and not np.isfinite(data).all():
-            raise ValueError("a value is too large for float16, which the target's activations are")
+            raise FloatingPointError("a value is too large for float16, which the target's activations are")
         if data.nbytes != slot.row_bytes * rows.shape[0] or first_row + rows.shape[0] > slot.shape[0]:
             raise ValueError(f"{rows.shape} at row {first_row} does not fit {slot}")
         _write_all(self._descriptor, data, slot.offset + first_row * slot.row_bytes)
