@@ -76,16 +76,18 @@ def transformers_twin(checkpoint: Checkpoint) -> "torch.nn.Module":
     import transformers
 
     architecture = checkpoint.architecture
-    config = transformers.LlamaConfig(**hf_config(architecture, dtype="float32"))
+    config = transformers.LlamaConfig(**hf_config(architecture, dtype="float32"))  # type: ignore[no-untyped-call]
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config)
+        model: torch.nn.Module = transformers.LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
     state = {name: torch.from_numpy(all_rows(checkpoint, name)) for name in checkpoint.names}
     if architecture.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state, assign=True)
     # Not in the state: computed from the config, and meta above.
-    model.model.rotary_emb = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
-    return model.eval()
+    rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
+    model.get_submodule("model").add_module("rotary_emb", rotary)
+    model.train(False)
+    return model
 
 
 def twin_logits(twin: "torch.nn.Module", ids: NDArray[np.int64]) -> Logits:

@@ -111,7 +111,7 @@ def test_rows_may_come_in_any_order_and_from_any_thread(tmp_path: Path) -> None:
     contents = []
     for step in (10_000, 7):
         order = pieces(step)
-        rng.shuffle(order)  # type: ignore[arg-type]
+        rng.shuffle(order)
         folder = tmp_path / str(step)
         folder.mkdir()
         with weight_file(plan, folder) as file:

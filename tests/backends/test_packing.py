@@ -83,12 +83,13 @@ def test_a_short_last_block_is_filled_with_the_code_of_zero(k: int, block: int, 
 
 def run(node_inputs: dict[str, NDArray[np.generic]], op: str, feed: str, **attributes: int) -> NDArray[np.float32]:
     """One com.microsoft node on the CPU; every input but `feed` is an initializer, as in a real graph."""
-    kinds = {np.uint8: TensorProto.UINT8, np.float32: TensorProto.FLOAT, np.int64: TensorProto.INT64}
+    kinds = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
     def kind(array: NDArray[np.generic]) -> int:
-        return int(kinds[array.dtype.type])
+        return int(kinds[array.dtype.name])
 
-    node = helper.make_node(op, list(node_inputs), ["y"], domain="com.microsoft", **attributes)
+    node = helper.make_node(op, list(node_inputs), ["y"], domain="com.microsoft")
+    node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
     constants = [
         helper.make_tensor(name, kind(array), array.shape, array.tobytes(), raw=True)
         for name, array in node_inputs.items()

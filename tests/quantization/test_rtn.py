@@ -92,8 +92,10 @@ def test_codes_and_shapes_are_those_of_the_neutral_tensor(w: Weights, chosen: Qu
     half, (n, k) = 2 ** (chosen.bits - 1), w.shape
     groups = chosen.groups(k)
     assert tensor.scheme == chosen
-    assert (tensor.codes.dtype, tensor.codes.shape) == (np.int8, (n, k))
-    assert (tensor.scales.dtype, tensor.scales.shape) == (np.float32, (n, groups))
+    assert tensor.codes.dtype == np.int8
+    assert tensor.codes.shape == (n, k)
+    assert tensor.scales.dtype == np.float32
+    assert tensor.scales.shape == (n, groups)
     assert tensor.codes.flags.c_contiguous
     assert tensor.codes.min() >= -half
     assert tensor.codes.max() <= half - 1
@@ -104,7 +106,8 @@ def test_codes_and_shapes_are_those_of_the_neutral_tensor(w: Weights, chosen: Qu
         assert tensor.zero_points is None
     else:
         assert tensor.zero_points is not None
-        assert (tensor.zero_points.dtype, tensor.zero_points.shape) == (np.int8, (n, groups))
+        assert tensor.zero_points.dtype == np.int8
+        assert tensor.zero_points.shape == (n, groups)
         assert -half <= tensor.zero_points.min()
         assert tensor.zero_points.max() <= half - 1
 
@@ -164,7 +167,7 @@ def test_equal_weights_of_a_group_come_back(chosen: QuantizationScheme, value: f
 @pytest.mark.parametrize("value", [1.7, -1.7])
 def test_a_last_group_of_one_weight_keeps_it(bits: int, symmetric: bool, value: float) -> None:
     rng = np.random.default_rng(0)
-    w = np.float32([[*rng.standard_normal(32), value]])
+    w = np.array([[*rng.standard_normal(32), value]], np.float32)
     tensor = quantize(w, scheme(bits, 32, symmetric=symmetric))
     assert tensor.scales.shape == (1, 2)
     assert dequantize(tensor)[0, -1] == pytest.approx(value, rel=1e-6)
