@@ -20,8 +20,8 @@ from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor
 
 SMALLEST_SCALE = np.float32(2.0**-126)
 ROUND_TO_INTEGER = np.float32(1.5 * 2**23)
-"""Adding it leaves no fraction bits, so the float's low byte is the rounded integer in two's complement: one pass where
-rint, cast and clamp would be three."""
+"""Adding it leaves no fraction bits, so the low bytes of the float are the rounded integer in two's complement: rint and
+cast in one pass."""
 
 
 def quantize(weights: NDArray[np.float32], scheme: QuantizationScheme) -> QuantizedTensor:
@@ -81,12 +81,13 @@ def _zero_points(low: NDArray[np.float32], inverse: NDArray[np.float32], bits: i
 def _round(steps: NDArray[np.float32], zero_points: NDArray[np.int8] | None, bits: int) -> NDArray[np.int8]:
     """Codes int8 [N, G, size] of `steps` = w / s (overwritten)."""
     half = 2 ** (bits - 1)
-    if zero_points is None:
-        steps += ROUND_TO_INTEGER
-    else:
-        steps += (ROUND_TO_INTEGER + zero_points)[:, :, None]
-    if bits == 8:
-        integers = steps.view(np.int32) - ROUND_TO_INTEGER.view(np.int32)
-        return np.clip(integers, -half, half - 1, out=integers).astype(np.int8)
-    codes = steps.view(np.int32).astype(np.int8)
-    return np.clip(codes, -half, half - 1, out=codes)
+    steps += ROUND_TO_INTEGER
+    if bits == 4:
+        codes = steps.view(np.int32).astype(np.int8)
+        if zero_points is not None:
+            codes += zero_points[:, :, None]
+        return np.clip(codes, -half, half - 1, out=codes)
+    wide = steps.view(np.int32).astype(np.int16)
+    if zero_points is not None:
+        wide += zero_points[:, :, None]
+    return np.clip(wide, -half, half - 1, out=wide).astype(np.int8)
