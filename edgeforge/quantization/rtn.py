@@ -20,8 +20,7 @@ from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor
 
 SMALLEST_SCALE = np.float32(2.0**-126)
 ROUND_TO_INTEGER = np.float32(1.5 * 2**23)
-"""Adding it leaves no fraction bits, so the low bytes of the float are the rounded integer in two's complement: rint and
-cast in one pass."""
+"""Adding it leaves no fraction bits: the float's low bytes are the rounded integer in two's complement."""
 
 
 def quantize(weights: NDArray[np.float32], scheme: QuantizationScheme) -> QuantizedTensor:
