@@ -83,7 +83,7 @@ def prepare(options: BuildOptions) -> Prepared:
     checkpoint = open_checkpoint(options.model, revision=options.revision)
     grids = {name: grid for name in checkpoint.names if (grid := checkpoint.tensor(name).grid) is not None}
     plan = make_plan(checkpoint.architecture, options.target, stored=grids)
-    checkpoint.tokenizer.load()
+    checkpoint.tokenizer  # noqa: B018 - reading it checks it, before the work
     return Prepared(plan=plan, checkpoint=checkpoint)
 
 
