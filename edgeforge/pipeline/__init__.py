@@ -6,7 +6,8 @@ end, so a bundle is whole or not there.
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
 from edgeforge.pipeline import records
 from edgeforge.pipeline.walk import available_cores, walk
 from edgeforge.planning import BuildPlan, apply_overrides, make_plan, plan_to_json
+from edgeforge.runtime.integrity import sha256_of
 from edgeforge.runtime.manifest import Determinism, Manifest, ModelRecord, Requirements
 
 if TYPE_CHECKING:
@@ -58,11 +60,12 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Model:
-    """What the manifest says of the files under model/."""
+    """What the manifest says of the files under model/. `digests`: SHA-256 of those already hashed, by path."""
 
     record: ModelRecord
     requirements: Requirements
     determinism: Determinism
+    digests: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +151,7 @@ def _write_model(options: BuildOptions, prepared: Prepared, staging: Path, progr
         needs = optimum.export(plan, checkpoint, folder)
         progress("export", 1, 1)
         names = (optimum.GRAPH_FILE, optimum.GRAPH_FILE, optimum.data_file(folder))
-        determinism = records.NOT_REPRODUCIBLE
+        determinism, digests = records.NOT_REPRODUCIBLE, {}
     else:
         from edgeforge.backends import onnx
 
@@ -156,7 +159,9 @@ def _write_model(options: BuildOptions, prepared: Prepared, staging: Path, progr
             threads = options.threads or available_cores()
             told = partial(progress, "quantize")
             walk(checkpoint, plan.schemes, sink.put, threads=threads, progress=told)
-        onnx.finish(plan, checkpoint.generation, folder)
+        digests = _finish_while_hashing(
+            folder / onnx.DATA_FILE, partial(onnx.finish, plan, checkpoint.generation, folder)
+        )
         needs = onnx.requirements(plan)
         names = (onnx.GRAPH_FILE, onnx.SCORING_GRAPH_FILE, onnx.DATA_FILE)
         determinism = records.REPRODUCIBLE
@@ -165,7 +170,15 @@ def _write_model(options: BuildOptions, prepared: Prepared, staging: Path, progr
     record = records.model_record(
         plan, checkpoint, backend=backend, graph=graph, scoring_graph=scoring_graph, weights=weights
     )
-    return _Model(record=record, requirements=records.requirements(needs), determinism=determinism)
+    return _Model(record=record, requirements=records.requirements(needs), determinism=determinism, digests=digests)
+
+
+def _finish_while_hashing(weights: Path, finish: Callable[[], object]) -> dict[str, str]:
+    """The weights' hash by their path in the bundle. A large file takes a core for seconds, the graphs another."""
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(sha256_of, weights)
+        finish()
+        return {f"model/{weights.name}": digest.result()}
 
 
 def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progress) -> Manifest:
@@ -180,6 +193,7 @@ def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progres
         requirements=model.requirements,
         determinism=model.determinism,
         notices=checkpoint.notices,
+        digests=model.digests,
         progress=partial(progress, "hash"),
     )
 

@@ -14,7 +14,8 @@ import onnxruntime_genai as og
 
 folder, threads = sys.argv[1:]
 config = og.Config(folder)
-config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": int(threads)}}}}))
+if int(threads):  # 0: as it comes, which is what its users get
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": int(threads)}}}}))
 model = og.Model(config)
 for line in sys.stdin:
     request = json.loads(line)

@@ -26,6 +26,7 @@ PROMPT_TOKENS = 128
 NEW_TOKENS = 64
 HERE = Path(__file__).resolve().parent
 OURS, GENAI, LLAMA_CPP = "EdgeForge", "onnxruntime-genai, its own graph", "llama.cpp Q4_0"
+GENAI_AS_IT_COMES = "the same, thread count left to genai"
 TARGETS = {"demo": {"decode": 1.4, "prefill": 2.0}, "big": {"decode": 2.0, "prefill": 3.0}}
 
 
@@ -76,16 +77,19 @@ def _open(stack: ExitStack, reference: str | Path, source: Path, vocabulary: int
     """Build what is not built yet, ours always afresh, and open it. `reference`: what our build is asked for."""
     bundle, threads, logs = bench.scratch / "bundle", bench.threads, bench.logs
     edgeforge_build(reference, bundle, threads=threads, logs=logs)
-    commands: dict[str, list[str | Path]] = {OURS: [sys.executable, HERE / "speed_of_edgeforge.py", bundle]}
+    commands: dict[str, list[str | Path]] = {
+        OURS: [sys.executable, HERE / "speed_of_edgeforge.py", bundle, str(threads)]
+    }
     if bench.peers.python is not None:
         folder = bench.built / source.name / "genai-int4"
         if not (folder / "genai_config.json").is_file():
             genai_build(bench.peers, source, folder, threads=threads, logs=logs)
-        commands[GENAI] = [bench.peers.python, HERE / "speed_of_genai.py", folder]
+        commands[GENAI] = [bench.peers.python, HERE / "speed_of_genai.py", folder, str(threads)]
+        commands[GENAI_AS_IT_COMES] = [*commands[GENAI][:-1], "0"]
     tools: dict[str, Measure] = {}
     for tool, command in commands.items():
-        log = logs / f"{Path(str(command[1])).stem}.log"
-        worker = stack.enter_context(Worker([*command, str(threads)], log=log, threads=threads))
+        log = logs / f"{Path(str(command[1])).stem}-{command[-1]}-threads.log"
+        worker = stack.enter_context(Worker(command, log=log, threads=threads))
         tools[tool] = _asking(worker, vocabulary)
     if bench.peers.llama_cpp is not None:
         file = bench.built / source.name / "llama.cpp-Q4_0.gguf"

@@ -13,7 +13,6 @@ from edgeforge import __version__
 from edgeforge.backends import Requirements, WeightSink
 from edgeforge.backends.onnx.genai import genai_config
 from edgeforge.backends.onnx.layout import weight_layout
-from edgeforge.backends.onnx.llama import decoder
 from edgeforge.backends.onnx.weights import DATA_FILE, weight_file
 from edgeforge.model.checkpoint import GenerationDefaults
 from edgeforge.planning import BuildPlan
@@ -41,6 +40,8 @@ def sink(plan: BuildPlan, directory: Path) -> Iterator[WeightSink]:
 
 def finish(plan: BuildPlan, generation: GenerationDefaults, directory: Path) -> Mapping[str, str]:
     """See `edgeforge.backends.Backend`."""
+    from edgeforge.backends.onnx.llama import decoder  # onnx_ir takes half a second, which `sink` does not need
+
     layout = weight_layout(plan)
     for file, all_logits in ((GRAPH_FILE, False), (SCORING_GRAPH_FILE, True)):
         decoder(plan, layout, DATA_FILE, all_logits=all_logits).save(directory / file, "llama", __version__)
