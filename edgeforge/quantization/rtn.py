@@ -47,11 +47,17 @@ def _pad_to_groups(weights: NDArray[np.float32], size: int) -> NDArray[np.float3
 
 
 def _extremes(padded: NDArray[np.float32], size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(min(w, 0), max(w, 0)) of each group, float32 [N, G]. `reduceat` is the fastest of numpy's reductions here."""
+    """(min(w, 0), max(w, 0)) of each group, float32 [N, G].
+
+    Found on the bits, where numpy is five times faster than on floats: as signed integers the positive floats are the
+    largest, in their order, and as unsigned ones the negative floats are, the most negative first; NaN beats both.
+    """
     starts = np.arange(0, padded.size, size)
     flat = padded.reshape(-1)
-    low = np.minimum(np.minimum.reduceat(flat, starts), np.float32(0)).reshape(padded.shape[0], -1)
-    high = np.maximum(np.maximum.reduceat(flat, starts), np.float32(0)).reshape(padded.shape[0], -1)
+    most_positive = np.maximum.reduceat(flat.view(np.int32), starts).view(np.float32)
+    most_negative = np.maximum.reduceat(flat.view(np.uint32), starts).view(np.float32)
+    low = np.minimum(most_negative, np.float32(0)).reshape(padded.shape[0], -1)
+    high = np.maximum(most_positive, np.float32(0)).reshape(padded.shape[0], -1)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError("the weights contain NaN or infinity")
     return low, high
