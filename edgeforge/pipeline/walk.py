@@ -17,8 +17,8 @@ from edgeforge.quantization.rtn import quantize
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor
 
 PIECE_ELEMENTS = 1 << 20
-"""Weights that a worker holds at once, 4 MB as float32. With fewer, workers mostly wait for the interpreter's lock between
-numpy's calls: on two cores, two threads took 6.2 s where one took 4.5 at 1 << 18, and 2.7 s at this size."""
+"""Weights that a worker holds at once, 4 MB as float32. With fewer, workers mostly wait for the interpreter's lock
+between numpy's calls: on two cores, two threads took 6.2 s where one took 4.5 at 1 << 18, and 2.7 s at this size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
