@@ -1,4 +1,4 @@
-"""What a user installs is the wheel, not this tree: it must carry the targets, the profiles and the text to validate on."""
+"""What a user installs is the wheel, not this tree: it must carry the targets, the profiles and the built-in text."""
 
 import subprocess
 import sys
