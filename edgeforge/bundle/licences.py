@@ -14,6 +14,9 @@ runtime/LICENSE.
 """
 
 
+DEMO = "SmolLM2-135M-Instruct (EdgeForge's demo model)"
+
+
 def licence_files(source: SourceRecord, notices: Mapping[str, bytes], *, version: str) -> dict[str, bytes]:
     """Path in the bundle -> content. LICENSE is the model's own, or says that there was none; NOTICE says what was
     changed; whatever else came with the model (acceptable use policies...) goes under licenses/.
@@ -37,7 +40,7 @@ def _licence_name(notices: Mapping[str, bytes]) -> str | None:
 
 
 def _origin(source: SourceRecord, *, version: str, has_licence: bool) -> str:
-    name = source.name or "a local checkpoint"
+    name = DEMO if source.kind == "demo" else source.name or "a local checkpoint"
     at = f" at revision {source.revision}" if source.revision else ""
     terms = (
         "under the terms in LICENSE" if has_licence else "under their authors' terms (they came without a licence file)"

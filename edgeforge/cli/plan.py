@@ -95,14 +95,9 @@ def _config_of(reference: str, revision: str | None) -> Path | None:
     path = Path(reference).expanduser()
     if path.exists() or not HUB_ID.fullmatch(reference):
         return path / "config.json" if (path / "config.json").is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from edgeforge.model.hub import snapshot
 
-    disable_progress_bars()  # one small file
-    try:
-        return Path(hf_hub_download(reference, "config.json", revision=revision))
-    except (OSError, ValueError):
-        return None  # opening it meets the same failure and says what to do
+    return snapshot(reference, revision, weights=False) / "config.json"
 
 
 def _show(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference: str, as_json: bool) -> None:

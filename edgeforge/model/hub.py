@@ -24,6 +24,7 @@ from edgeforge.errors import IntegrityError, MissingDependency, OutOfResources, 
 from edgeforge.model.checkpoint import Checkpoint, Source
 
 _WANTED = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+_CONFIG = ["config.json", "generation_config.json"]
 # Copies of the same weights in other layouts: Meta's original/, Mistral's consolidated files, exports in folders.
 _UNWANTED = ["*/*", "consolidated*"]
 
@@ -34,9 +35,9 @@ _DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _CHUNK_BYTES = 1 << 20
 
 
-def snapshot(reference: str, revision: str | None = None) -> Path:
+def snapshot(reference: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The local folder of the hub repository `reference`, fetched or from the hub's cache; it is named after the
-    commit.
+    commit. Without `weights`, only its config.json is sure to be there.
 
     Raises UnusableInput that says what to do: gated, private or misspelled, no such revision, offline, not a
     Transformers model.
@@ -47,9 +48,8 @@ def snapshot(reference: str, revision: str | None = None) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()  # a pipe gets plain lines
     try:
-        folder = Path(
-            snapshot_download(reference, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
-        )
+        wanted = _WANTED if weights else _CONFIG
+        folder = Path(snapshot_download(reference, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
     except errors.GatedRepoError:
         raise UnusableInput(
             f"{reference} is gated: its publisher asks for a licence to be accepted first",

@@ -94,16 +94,18 @@ def test_a_folder_needs_only_its_config(config_8b: Path) -> None:
 def test_a_hub_id_needs_only_its_config(config_8b: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    asked: list[tuple[str, str, str | None]] = []
+    asked: list[tuple[str, str | None, list[str]]] = []
 
-    def download(repository: str, name: str, *, revision: str | None) -> str:
-        asked.append((repository, name, revision))
-        return str(config_8b)
+    def download(
+        repository: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
+        asked.append((repository, revision, allow_patterns))
+        return str(config_8b.parent)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     result = CliRunner().invoke(plan, ["-t", "cpu", "-m", "someone/a-model", "--revision", "v2", "--json"])
     assert result.exit_code == 0, result.exception
-    assert asked == [("someone/a-model", "config.json", "v2")]
+    assert asked == [("someone/a-model", "v2", ["config.json", "generation_config.json"])]
     assert json.loads(result.stdout)["model"] == "someone/a-model"
 
 
