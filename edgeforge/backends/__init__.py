@@ -48,6 +48,6 @@ class Backend(Protocol):
         """Opens the weight files, at their final size, in `directory`."""
         ...
 
-    def finish(self, plan: BuildPlan, generation: GenerationDefaults, directory: Path) -> Mapping[str, str]:
-        """Writes everything that is not weights; returns each file's role by its name."""
+    def finish(self, plan: BuildPlan, generation: GenerationDefaults, directory: Path) -> None:
+        """Writes everything that is not weights."""
         ...

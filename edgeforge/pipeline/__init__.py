@@ -27,7 +27,7 @@ from edgeforge.runtime.manifest import Determinism, Manifest, ModelRecord, Requi
 if TYPE_CHECKING:
     from edgeforge.validation import ValidationReport
 
-__all__ = ["BuildOptions", "BuildResult", "Prepared", "apply_overrides", "build", "prepare", "resolve_target"]
+__all__ = ["BuildOptions", "BuildResult", "Prepared", "build", "prepare", "resolve_target"]
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total), from any thread."""

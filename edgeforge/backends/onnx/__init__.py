@@ -5,7 +5,7 @@ genai_config.json. The tokenizer's files are the pipeline's business.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def sink(plan: BuildPlan, directory: Path) -> Iterator[WeightSink]:
         yield weights
 
 
-def finish(plan: BuildPlan, generation: GenerationDefaults, directory: Path) -> Mapping[str, str]:
+def finish(plan: BuildPlan, generation: GenerationDefaults, directory: Path) -> None:
     """See `edgeforge.backends.Backend`."""
     from edgeforge.backends.onnx.llama import decoder  # onnx_ir takes half a second, which `sink` does not need
 
@@ -47,4 +47,3 @@ def finish(plan: BuildPlan, generation: GenerationDefaults, directory: Path) -> 
         decoder(plan, layout, DATA_FILE, all_logits=all_logits).save(directory / file, "llama", __version__)
     config = genai_config(plan, generation, requirements(plan).provider, GRAPH_FILE)
     (directory / GENAI_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return {GRAPH_FILE: "graph", SCORING_GRAPH_FILE: "graph", DATA_FILE: "weights", GENAI_CONFIG_FILE: "config"}

@@ -8,17 +8,17 @@ rows is one contiguous range of each slot.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from edgeforge.model.architecture import LlamaArchitecture
-from edgeforge.planning import EMBEDDING, BuildPlan, scale_copies
+from edgeforge.model.architecture import Linear
+from edgeforge.planning import EMBEDDING, BuildPlan, block_name, fused_blocks, scale_copies
 from edgeforge.quantization.scheme import QuantizationScheme
 
 ALIGNMENT = 64
 ITEM_BYTES = {"u8": 1, "f16": 2, "f32": 4}
 
-LM_HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
 COS, SIN = "rotary.cos", "rotary.sin"
 
@@ -122,24 +122,8 @@ class _Allocator:
         )
 
 
-def linear_name(layer: int, part: str) -> str:
-    return f"model.layers.{layer}.{part}.weight"
-
-
-def fused_parts(architecture: LlamaArchitecture) -> dict[str, tuple[tuple[str, ...], int, int]]:
-    """Graph matrix -> (the checkpoint's parts, whose rows follow each other; N; K), within one layer."""
-    a = architecture
-    queries, keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
-    return {
-        "qkv": (
-            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            queries + 2 * keys,
-            a.hidden_size,
-        ),
-        "o": (("self_attn.o_proj",), a.hidden_size, queries),
-        "gate_up": (("mlp.gate_proj", "mlp.up_proj"), 2 * a.intermediate_size, a.hidden_size),
-        "down": (("mlp.down_proj",), a.hidden_size, a.intermediate_size),
-    }
+def norm_name(layer: int, which: str) -> str:
+    return f"model.layers.{layer}.{which}.weight"
 
 
 def weight_layout(plan: BuildPlan) -> WeightLayout:
@@ -153,37 +137,35 @@ def weight_layout(plan: BuildPlan) -> WeightLayout:
         matrices[name] = allocate.vector(name, length)
         placements[name] = Placement(matrix=matrices[name], first_row=0)
 
+    def place_block(name: str, block: Sequence[Linear]) -> None:
+        n, k = sum(linear.out_features for linear in block), block[0].in_features
+        scheme = _shared_scheme(plan, block)
+        copies = scale_copies(block_name(block[0].role), scheme, k, plan.target)
+        matrices[name] = allocate.matrix(name, scheme, n, k, copies)
+        first_row = 0
+        for linear in block:
+            placements[linear.name] = Placement(matrix=matrices[name], first_row=first_row)
+            first_row += linear.out_features
+
     matrices["embedding"] = allocate.matrix("embedding", plan.schemes[EMBEDDING], a.vocab_size, a.hidden_size)
     placements[EMBEDDING] = Placement(matrix=matrices["embedding"], first_row=0)
+    blocks = {layer: list(group) for layer, group in groupby(fused_blocks(a), key=lambda block: block[0].layer)}
     for layer in range(a.num_hidden_layers):
-        place_vector(linear_name(layer, "input_layernorm"), a.hidden_size)
-        for fused, (parts, n, k) in fused_parts(a).items():
-            name = f"layers.{layer}.{fused}"
-            names = [linear_name(layer, part) for part in parts]
-            scheme = _shared_scheme(plan, names)
-            matrices[name] = allocate.matrix(name, scheme, n, k, scale_copies(fused, scheme, k, plan.target))
-            placements |= dict(_stacked(plan, names, matrices[name]))
-        place_vector(linear_name(layer, "post_attention_layernorm"), a.hidden_size)
+        place_vector(norm_name(layer, "input_layernorm"), a.hidden_size)
+        for block in blocks[layer]:
+            place_block(f"layers.{layer}.{block_name(block[0].role)}", block)
+        place_vector(norm_name(layer, "post_attention_layernorm"), a.hidden_size)
     place_vector(FINAL_NORM, a.hidden_size)
-    if a.tie_word_embeddings:
-        matrices["lm_head"] = matrices["embedding"]
-    else:
-        matrices["lm_head"] = allocate.matrix("lm_head", plan.schemes[LM_HEAD], a.vocab_size, a.hidden_size)
-        placements[LM_HEAD] = Placement(matrix=matrices["lm_head"], first_row=0)
+    matrices["lm_head"] = matrices["embedding"]  # unless a head of its own takes its place
+    for block in blocks.get(None, ()):
+        place_block("lm_head", block)
     cos, sin = (allocate.slot(name, allocate.float_dtype, plan.target.context, a.head_dim // 2) for name in (COS, SIN))
     return WeightLayout(placements=placements, matrices=matrices, cos=cos, sin=sin, size=allocate.end)
 
 
-def _shared_scheme(plan: BuildPlan, names: list[str]) -> QuantizationScheme:
+def _shared_scheme(plan: BuildPlan, block: Sequence[Linear]) -> QuantizationScheme:
+    names = [linear.name for linear in block]
     schemes = {plan.schemes[name] for name in names}
     if len(schemes) != 1:
         raise ValueError(f"{', '.join(names)} are one matmul in the graph and need one scheme, the plan has {schemes}")
     return schemes.pop()
-
-
-def _stacked(plan: BuildPlan, names: list[str], matrix: Matrix) -> Iterator[tuple[str, Placement]]:
-    rows = {linear.name: linear.out_features for linear in plan.architecture.linears()}
-    first_row = 0
-    for name in names:
-        yield name, Placement(matrix=matrix, first_row=first_row)
-        first_row += rows[name]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgeforge.backends.onnx.graph import Graph
-from edgeforge.backends.onnx.layout import FINAL_NORM, Matrix, WeightLayout, linear_name
+from edgeforge.backends.onnx.layout import FINAL_NORM, Matrix, WeightLayout, norm_name
 from edgeforge.model.architecture import LlamaArchitecture
 from edgeforge.planning import BuildPlan
 
@@ -84,7 +84,7 @@ def _decoder_layer(
     def weights(part: str) -> Matrix:
         return layout.matrices[f"layers.{layer}.{part}"]
 
-    norm = layout.matrices[linear_name(layer, "input_layernorm")]
+    norm = layout.matrices[norm_name(layer, "input_layernorm")]
     if residual is None:
         x, residual = g.rms_norm(x, norm, epsilon), x
     else:
@@ -94,7 +94,7 @@ def _decoder_layer(
         if only_last:
             x, residual = g.last(x), g.last(residual)
         x = _linear(g, x, weights("o"))
-    norm = layout.matrices[linear_name(layer, "post_attention_layernorm")]
+    norm = layout.matrices[norm_name(layer, "post_attention_layernorm")]
     x, residual = g.add_rms_norm(x, residual, norm, epsilon)
     with g.scope("mlp"):
         gate, up = g.split(_linear(g, x, weights("gate_up")), 2 * (plan.architecture.intermediate_size,))
