@@ -1,11 +1,14 @@
 """A bundle small enough to make in a test: a random decoder of a few thousand weights behind the graph contract of the
 runtime.
 
-The graph is attention only (no MLP, no norms), so that its numpy twin `reference_logits` fits on a page.
+The graph is attention only (no MLP, no norms), so that its numpy twin `reference_logits` fits on a page. Also a bundle
+without a graph, for engines that are not onnxruntime: its checkpoint is not one, since no test loads it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -14,7 +17,16 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from edgeforge.bundle import assemble
-from edgeforge.runtime.manifest import Determinism, GenerationRecord, ModelRecord, Requirements, SourceRecord
+from edgeforge.runtime.manifest import (
+    Determinism,
+    EngineName,
+    EngineRecord,
+    EngineState,
+    GenerationRecord,
+    ModelRecord,
+    Requirements,
+    SourceRecord,
+)
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -23,6 +35,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIAL = ("<|im_start|>", "<|im_end|>")
+SOURCE = SourceRecord(kind="directory", name=None, revision=None, precision="F32", fingerprint="sha256:00")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +165,7 @@ def make_bundle(
     chat: bool = True,
     provider: str = "CPUExecutionProvider",
 ) -> Path:
-    """A sealed bundle in `folder`, which is made."""
+    """A sealed bundle with graphs in `folder`, which is made."""
     model = folder / "model"
     model.mkdir(parents=True)
     onnx.save_model(
@@ -163,38 +176,116 @@ def make_bundle(
         size_threshold=256,
     )
     (model / "scoring.onnx").write_bytes(graph(shape, scoring=True, seed=seed).SerializeToString())
-    byte_tokenizer().save(str(model / "tokenizer.json"))
-    if chat:
-        (model / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    write_tokenizer(model, chat=chat)
+    record = model_record(
+        shape, backend="onnx", graphs=True, weights="model/model.onnx.data", eos=eos, generation=generation, chat=chat
+    )
     assemble(
         folder,
         target={"name": "cpu"},
         profile={"name": "generic"},
         plan={"stages": ["quantize"]},
-        source=SourceRecord(kind="directory", name=None, revision=None, precision="F32", fingerprint="sha256:00"),
-        model=ModelRecord(
-            backend="onnx",
-            graph="model/model.onnx",
-            scoring_graph="model/scoring.onnx",
-            weights="model/model.onnx.data",
-            activations="f32",
-            kv_cache="f32",
-            context_length=shape.context,
-            vocab_size=shape.vocab,
-            num_hidden_layers=shape.layers,
-            num_key_value_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            bos_token_id=None,
-            eos_token_ids=eos,
-            tokenizer="model/tokenizer.json",
-            chat_template="model/chat_template.jinja" if chat else None,
-            bos_token=None,
-            eos_token="<|im_end|>",
-            add_bos=False,
-            generation=generation,
-        ),
+        source=SOURCE,
+        model=record,
         requirements=Requirements(packages={"onnxruntime": ">=1.23", "numpy": ">=1.26"}, provider=provider),
         determinism=Determinism(reproducible=True, note="same inputs, same bytes"),
         notices={},
     )
     return folder
+
+
+def make_engine_bundle(
+    folder: Path,
+    *,
+    backend: str = "modelopt",
+    scheme: str = "fp8",
+    engine: EngineName = "tensorrt-llm",
+    state: EngineState = "ready",
+    tensor_parallel: int = 1,
+    compute_capability: str | None = None,
+    script: str | None = None,
+    versions: Mapping[str, str] = MappingProxyType({}),
+    packages: Mapping[str, str] = MappingProxyType({}),
+    eos: tuple[int, ...] = (257,),
+    generation: GenerationRecord = GenerationRecord(),  # noqa: B008  (frozen)
+) -> Path:
+    """A sealed bundle without a graph in `folder`, which is made; its weights are two bytes."""
+    model = folder / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}\n")
+    if backend == "trtllm-engine" and state == "ready":
+        (model / "engine").mkdir()
+        (model / "engine" / "rank0.engine").write_bytes(b"00")
+    (model / "model.safetensors").write_bytes(b"00")
+    if script is not None:
+        (folder / script).write_text("#!/bin/sh\n")
+    write_tokenizer(model, chat=True)
+    assemble(
+        folder,
+        target={"name": "h100", "scheme": scheme},
+        profile={"name": "h100"},
+        plan={},
+        source=SOURCE,
+        model=model_record(
+            Shape(),
+            backend=backend,
+            graphs=False,
+            weights="model/model.safetensors",
+            eos=eos,
+            generation=generation,
+            chat=True,
+        ),
+        requirements=Requirements(packages={"numpy": ">=1.26", **packages}, provider=None),
+        engine=EngineRecord(
+            name=engine,
+            tensor_parallel=tensor_parallel,
+            pipeline_parallel=1,
+            compute_capability=compute_capability,
+            state=state,
+            script=script,
+            versions=dict(versions),
+        ),
+        determinism=Determinism(reproducible=True, note="same inputs, same bytes"),
+        notices={},
+    )
+    return folder
+
+
+def write_tokenizer(model: Path, *, chat: bool) -> None:
+    byte_tokenizer().save(str(model / "tokenizer.json"))
+    if chat:
+        (model / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+
+
+def model_record(
+    shape: Shape,
+    *,
+    backend: str,
+    graphs: bool,
+    weights: str,
+    eos: tuple[int, ...],
+    generation: GenerationRecord,
+    chat: bool,
+) -> ModelRecord:
+    """What a tiny bundle's manifest says of model/."""
+    return ModelRecord(
+        backend=backend,
+        graph="model/model.onnx" if graphs else None,
+        scoring_graph="model/scoring.onnx" if graphs else None,
+        weights=weights,
+        activations="f32",
+        kv_cache="f32",
+        context_length=shape.context,
+        vocab_size=shape.vocab,
+        num_hidden_layers=shape.layers,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        bos_token_id=None,
+        eos_token_ids=eos,
+        tokenizer="model/tokenizer.json",
+        chat_template="model/chat_template.jinja" if chat else None,
+        bos_token=None,
+        eos_token="<|im_end|>",
+        add_bos=False,
+        generation=generation,
+    )

@@ -15,6 +15,7 @@ from edgeforge.runtime.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Determinism,
+    EngineRecord,
     FileRecord,
     Manifest,
     ModelRecord,
@@ -38,6 +39,7 @@ def assemble(
     requirements: Requirements,
     determinism: Determinism,
     notices: Mapping[str, bytes],
+    engine: EngineRecord | None = None,
     digests: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
@@ -64,6 +66,7 @@ def assemble(
         requirements=requirements,
         determinism=determinism,
         files=dict(sorted(files.items())),
+        engine=engine,
     )
     text = manifest_text(manifest)
     manifest_from_json(json.loads(text))  # what is written must be readable: fail here, not at the user's

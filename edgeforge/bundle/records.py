@@ -11,6 +11,13 @@ _ROLES = {
     "__main__.py": "entry",
     "sbom.cdx.json": "sbom",
 }
+_SUFFIXES = {
+    ".jinja": "chat_template",
+    ".data": "weights",
+    ".safetensors": "weights",
+    ".engine": "engine",
+    ".sh": "script",
+}
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, object]:
@@ -20,9 +27,14 @@ def manifest_to_json(manifest: Manifest) -> dict[str, object]:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """The file's text: fields in the dataclasses' order, files sorted by path, no time, no host."""
+    """The file's text: fields in the dataclasses' order, files sorted by path, no time, no host.
+
+    `engine` is left out where there is none, so that older runtimes read ONNX bundles.
+    """
     fields = asdict(manifest)
     fields["files"] = dict(sorted(fields["files"].items()))
+    if manifest.engine is None:
+        del fields["engine"]
     return json_text(fields)
 
 
@@ -31,18 +43,16 @@ def json_text(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def role_of(path: str, *, graph: str, scoring_graph: str, weights: str | None, tokenizer: str) -> str:
+def role_of(path: str, *, graph: str | None, scoring_graph: str | None, weights: str | None, tokenizer: str) -> str:
     """What a bundle's file is for, in one word."""
     named = {graph: "graph", scoring_graph: "scoring_graph", weights: "weights", tokenizer: "tokenizer"}
     if path in named:
         return named[path]
     if path in _ROLES:
         return _ROLES[path]
-    folder, _, name = path.partition("/")
+    folder = path.partition("/")[0]
     if folder == "runtime":
         return "runtime"
     if folder == "licenses":
         return "licence"
-    if name.endswith(".jinja"):
-        return "chat_template"
-    return "weights" if name.endswith((".data", ".safetensors")) else "configuration"
+    return next((role for suffix, role in _SUFFIXES.items() if path.endswith(suffix)), "configuration")

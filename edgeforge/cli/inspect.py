@@ -12,7 +12,7 @@ from edgeforge.cli.options import json_option, revision_option
 if TYPE_CHECKING:
     from edgeforge.model.architecture import LlamaArchitecture
     from edgeforge.model.checkpoint import Checkpoint, LazyTensor, Source
-    from edgeforge.runtime.manifest import Manifest, SourceRecord
+    from edgeforge.runtime.manifest import EngineRecord, Manifest, SourceRecord
 
 # Weights per block and bytes per block of what a checkpoint stores; ggml's figures are from its ggml-common.h.
 STORED = {
@@ -132,6 +132,7 @@ def bundle_document(path: str, manifest: "Manifest", every_file: bool) -> dict[s
         "parameters": None if architecture is None else architecture.parameter_count,
         "model": asdict(manifest.model),
         "requirements": {**asdict(manifest.requirements), "packages": dict(manifest.requirements.packages)},
+        "engine": None if manifest.engine is None else asdict(manifest.engine),
         "size_bytes": sum(record.size for record in manifest.files.values()),
         "size_bytes_by_role": size_by_role(manifest),
     }
@@ -192,8 +193,10 @@ def _render_bundle(path: str, manifest: "Manifest", every_file: bool) -> str:
         ("source", _origin(source)),
         ("fingerprint", source.fingerprint),
         ("context", f"{model.context_length:,} tokens"),
-        ("needs", f"{packages}; {manifest.requirements.provider}"),
+        ("needs", "; ".join(part for part in (packages, manifest.requirements.provider) if part)),
     ]
+    if manifest.engine is not None:
+        pairs.append(("engine", _engine_text(manifest.engine)))
     architecture = _planned_architecture(manifest)
     if architecture is not None:
         pairs += architecture_fields(architecture)
@@ -205,6 +208,21 @@ def _render_bundle(path: str, manifest: "Manifest", every_file: bool) -> str:
         listing = [(name, record.role, bytes_text(record.size)) for name, record in manifest.files.items()]
         parts.append(table(("File", "Role", "Size"), listing, right=frozenset({2})))
     return "\n\n".join(parts)
+
+
+def _engine_text(engine: "EngineRecord") -> str:
+    """`tensorrt 1.2.1 for compute capability 9.0, 4 GPUs; to be built by build-on-device.sh`"""
+    text = engine.name
+    if engine.compute_capability is not None:
+        text += f" for compute capability {engine.compute_capability}"
+    gpus = engine.tensor_parallel * engine.pipeline_parallel
+    if gpus > 1:
+        text += f", {gpus} GPUs"
+    if engine.versions:
+        text += ", built with " + ", ".join(f"{name} {version}" for name, version in engine.versions.items())
+    if engine.state == "to-be-built":
+        text += f"; to be built on the device{f' by {engine.script}' if engine.script else ''}"
+    return text
 
 
 def _planned_architecture(manifest: "Manifest") -> "LlamaArchitecture | None":

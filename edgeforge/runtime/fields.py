@@ -37,6 +37,13 @@ class Fields:
             raise self.wrong(name, "must be at least 1")
         return value
 
+    def word(self, name: str, words: tuple[str, ...]) -> str:
+        """A required string that is one of `words`."""
+        value = self.take(name, str)
+        if value not in words:
+            raise self.wrong(name, f"is {value!r}, not one of {', '.join(words)}")
+        return value
+
     def integers(self, name: str) -> tuple[int, ...]:
         value = self._get(name)
         if not isinstance(value, list) or any(type(item) is not int for item in value):
@@ -45,6 +52,13 @@ class Fields:
 
     def child(self, name: str) -> "Fields":
         return Fields(self.mapping(name), file=self._file, path=self._name(name))
+
+    def optional_child(self, name: str) -> "Fields | None":
+        """An object that may be null, or not there at all."""
+        if self._values.get(name) is None:
+            self._asked.add(name)
+            return None
+        return self.child(name)
 
     def mapping(self, name: str) -> dict[str, object]:
         """An object that is carried as it stands."""

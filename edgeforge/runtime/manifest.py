@@ -1,112 +1,60 @@
 """manifest.json: what a bundle is, which files it has, and what it needs. Read strictly, verified byte by byte.
 
-The writer is `edgeforge.bundle`; the JSON Schema beside it (manifest.schema.json) says the same as the dataclasses
-here.
+The dataclasses are in `records`; the writer is `edgeforge.bundle`, and the JSON Schema beside it (manifest.schema.json)
+says the same as the reader here. `engine` came with the second kind of bundle: manifests without it stay readable, and
+those of ONNX bundles are written without it.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import cast, get_args
 
 from .errors import CorruptBundle, UnusableBundle
 from .fields import Fields
+from .records import (
+    Determinism,
+    EngineName,
+    EngineRecord,
+    EngineState,
+    FileRecord,
+    GenerationRecord,
+    Manifest,
+    ModelRecord,
+    Requirements,
+    SourceRecord,
+)
+
+__all__ = [
+    "BACKENDS",
+    "BUILT_WITH",
+    "ENGINE_BACKENDS",
+    "GRAPH_BACKENDS",
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "Determinism",
+    "EngineName",
+    "EngineRecord",
+    "EngineState",
+    "FileRecord",
+    "GenerationRecord",
+    "Manifest",
+    "ModelRecord",
+    "Requirements",
+    "SourceRecord",
+    "is_safe_path",
+    "manifest_from_json",
+    "read_manifest",
+]
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-BACKENDS = ("onnx", "optimum")
+GRAPH_BACKENDS = ("onnx", "optimum")
+ENGINE_BACKENDS = ("modelopt", "compressed-tensors", "tensorrt-llm", "trtllm-engine")
+BACKENDS = (*GRAPH_BACKENDS, *ENGINE_BACKENDS)
 PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceRecord:
-    """The checkpoint that the bundle was made from."""
-
-    kind: str
-    name: str | None
-    revision: str | None
-    precision: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRecord:
-    """generation_config.json's sampling fields; None where its authors did not say."""
-
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRecord:
-    """The files under model/ and the shape of the decoder, as far as running it needs to know.
-
-    `backend` onnx: past and present share one buffer of `context_length` positions. optimum: present is a new, longer
-    tensor. Paths are relative to the bundle. `weights` is None where the graph file holds them itself.
-    """
-
-    backend: str
-    graph: str
-    scoring_graph: str
-    weights: str | None
-    activations: str
-    kv_cache: str
-    context_length: int
-    vocab_size: int
-    num_hidden_layers: int
-    num_key_value_heads: int
-    head_dim: int
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
-    tokenizer: str
-    chat_template: str | None
-    bos_token: str | None
-    eos_token: str | None
-    add_bos: bool
-    generation: GenerationRecord
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Requirements:
-    """Python packages with their least versions (">=1.26"), and the onnxruntime execution provider."""
-
-    packages: Mapping[str, str]
-    provider: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Determinism:
-    reproducible: bool
-    note: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileRecord:
-    """sha256 in hex, size in bytes, and what the file is for."""
-
-    sha256: str
-    size: int
-    role: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """manifest.json. `target`, `profile` and `plan` are the toolchain's; the runtime carries them unread."""
-
-    schema_version: int
-    edgeforge_version: str
-    target: Mapping[str, object]
-    profile: Mapping[str, object]
-    plan: Mapping[str, object]
-    source: SourceRecord
-    model: ModelRecord
-    requirements: Requirements
-    determinism: Determinism
-    files: Mapping[str, FileRecord]
+BUILT_WITH = ("tensorrt_llm", "tensorrt", "cuda", "driver")
 
 
 def read_manifest(bundle: Path) -> Manifest:
@@ -149,8 +97,10 @@ def manifest_from_json(value: object) -> Manifest:
         requirements=_requirements(fields.child("requirements")),
         determinism=_determinism(fields.child("determinism")),
         files=_files(fields.child("files")),
+        engine=_engine(fields.optional_child("engine")),
     )
     fields.close()
+    _check_kind(manifest, fields)
     _check_model_files(manifest)
     return manifest
 
@@ -180,8 +130,8 @@ def _source(fields: Fields) -> SourceRecord:
 def _model(fields: Fields) -> ModelRecord:
     record = ModelRecord(
         backend=fields.take("backend", str),
-        graph=fields.take("graph", str),
-        scoring_graph=fields.take("scoring_graph", str),
+        graph=fields.optional("graph", str),
+        scoring_graph=fields.optional("scoring_graph", str),
         weights=fields.optional("weights", str),
         activations=fields.take("activations", str),
         kv_cache=fields.take("kv_cache", str),
@@ -218,12 +168,12 @@ def _generation(fields: Fields) -> GenerationRecord:
 
 
 def _requirements(fields: Fields) -> Requirements:
-    record = Requirements(packages=fields.texts("packages"), provider=fields.take("provider", str))
+    record = Requirements(packages=fields.texts("packages"), provider=fields.optional("provider", str))
     fields.close()
     for package, least in record.packages.items():
         if not re.fullmatch(r"(>=[0-9][0-9.]*)?", least):
             raise fields.wrong(f"packages.{package}", f"is {least!r}, not of the form >=1.2")
-    if record.provider not in PROVIDERS:
+    if record.provider not in (None, *PROVIDERS):
         raise fields.wrong("provider", f"is {record.provider!r}; this runtime knows {' and '.join(PROVIDERS)}")
     return record
 
@@ -252,10 +202,55 @@ def _files(fields: Fields) -> Mapping[str, FileRecord]:
     return files
 
 
+def _engine(fields: Fields | None) -> EngineRecord | None:
+    if fields is None:
+        return None
+    record = EngineRecord(
+        name=cast(EngineName, fields.word("name", get_args(EngineName))),
+        tensor_parallel=fields.count("tensor_parallel"),
+        pipeline_parallel=fields.count("pipeline_parallel"),
+        compute_capability=fields.optional("compute_capability", str),
+        state=cast(EngineState, fields.word("state", get_args(EngineState))),
+        script=fields.optional("script", str),
+        versions=fields.texts("versions"),
+    )
+    fields.close()
+    capability = record.compute_capability
+    if capability is not None and not re.fullmatch(r"[0-9]+\.[0-9]", capability):
+        raise fields.wrong("compute_capability", f"is {capability!r}, not of the form 8.9")
+    for name in record.versions:
+        if name not in BUILT_WITH:
+            raise fields.wrong(f"versions.{name}", f"is unknown; there are {', '.join(BUILT_WITH)}")
+    built = record.name == "tensorrt" and record.state == "ready"
+    if built and (capability is None or "tensorrt_llm" not in record.versions):
+        # Nothing else says where such an engine may be loaded, and a wrong place ends in a crash.
+        raise fields.wrong("versions", "must have tensorrt_llm, and compute_capability must be given: it is ready")
+    return record
+
+
+def _check_kind(manifest: Manifest, fields: Fields) -> None:
+    """A graph has a provider and no engine; a checkpoint has an engine, and neither graph nor provider."""
+    model, provider, engine = manifest.model, manifest.requirements.provider, manifest.engine
+    graphs = {"model.graph": model.graph, "model.scoring_graph": model.scoring_graph, "requirements.provider": provider}
+    for name, value in graphs.items():
+        if (value is None) is (model.backend in GRAPH_BACKENDS):
+            raise fields.wrong(name, f"{'is null' if value is None else 'is not null'}, with backend {model.backend}")
+    if (engine is None) is (model.backend in ENGINE_BACKENDS):
+        what = "is missing" if engine is None else "is not null"
+        raise fields.wrong("engine", f"{what}, with backend {model.backend}")
+
+
 def _check_model_files(manifest: Manifest) -> None:
-    """Every file that the model names is one that the manifest vouches for."""
+    """Every file that the model or the engine names is one that the manifest vouches for."""
     model = manifest.model
-    for field in ("graph", "scoring_graph", "weights", "tokenizer", "chat_template"):
-        path: str | None = getattr(model, field)
+    paths = {
+        "model.graph": model.graph,
+        "model.scoring_graph": model.scoring_graph,
+        "model.weights": model.weights,
+        "model.tokenizer": model.tokenizer,
+        "model.chat_template": model.chat_template,
+        "engine.script": manifest.engine and manifest.engine.script,
+    }
+    for name, path in paths.items():
         if path is not None and path not in manifest.files:
-            raise UnusableBundle(f"{MANIFEST_NAME}: model.{field} is {path!r}, which `files` does not list")
+            raise UnusableBundle(f"{MANIFEST_NAME}: {name} is {path!r}, which `files` does not list")

@@ -212,7 +212,9 @@ class Model:
         graph = self._open_graph(model.scoring_graph)
         return (Scorer if model.backend == "onnx" else GrowingCacheDecoder)(graph, model, self.device)
 
-    def _open_graph(self, path: str) -> Graph:
+    def _open_graph(self, path: str | None) -> Graph:
+        if path is None:
+            raise UnusableBundle(f"a bundle of backend {self.manifest.model.backend} has no graph to run")
         return open_graph(self.bundle / path, device=self.device, threads=self._threads)
 
 

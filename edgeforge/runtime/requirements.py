@@ -13,9 +13,9 @@ Device = Literal["cpu", "cuda"]
 ONNXRUNTIME: dict[Device, str] = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu[cuda,cudnn]"}
 
 
-def device_of(provider: str) -> Device:
-    """The device behind an onnxruntime provider's name."""
-    return "cuda" if provider == "CUDAExecutionProvider" else "cpu"
+def device_of(provider: str | None) -> Device:
+    """The device behind an onnxruntime provider's name; the engines of bundles without a graph all run on NVIDIA's."""
+    return "cpu" if provider == "CPUExecutionProvider" else "cuda"
 
 
 def check_packages(packages: Mapping[str, str], device: Device) -> None:

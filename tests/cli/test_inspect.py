@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tiny_bundle import make_engine_bundle
 
 from edgeforge.cli.inspect import by_dtype, inspect, stored_bytes
 from edgeforge.errors import UnusableInput
@@ -86,3 +87,26 @@ def test_weights_are_not_read(stories: Path, tmp_path: Path) -> None:
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:
     result = CliRunner().invoke(inspect, [str(tmp_path / "absent")])
     assert isinstance(result.exception, UnusableInput)
+
+
+def test_a_bundle_for_another_engine_is_told(tmp_path: Path) -> None:
+    versions = {"tensorrt_llm": "1.2.1"}
+    bundle = make_engine_bundle(
+        tmp_path / "b",
+        backend="trtllm-engine",
+        engine="tensorrt",
+        state="to-be-built",
+        tensor_parallel=4,
+        compute_capability="9.0",
+        script="build-on-device.sh",
+        versions=versions,
+    )
+    document = json.loads(CliRunner().invoke(inspect, [str(bundle), "--json"]).stdout)
+    assert (document["engine"]["name"], document["engine"]["versions"]) == ("tensorrt", versions)
+    result = CliRunner().invoke(inspect, [str(bundle)])
+    assert result.exit_code == 0, result.output
+    assert (
+        "tensorrt for compute capability 9.0, 4 GPUs, built with tensorrt_llm 1.2.1; "
+        "to be built on the device by build-on-device.sh\n"
+    ) in result.stdout
+    assert "None" not in result.stdout
