@@ -212,7 +212,7 @@ def _render_bundle(path: str, manifest: "Manifest", every_file: bool) -> str:
 
 def _engine_text(engine: "EngineRecord") -> str:
     """`tensorrt 1.2.1 for compute capability 9.0, 4 GPUs; to be built by build-on-device.sh`"""
-    text = engine.name
+    text: str = engine.name
     if engine.compute_capability is not None:
         text += f" for compute capability {engine.compute_capability}"
     gpus = engine.tensor_parallel * engine.pipeline_parallel
