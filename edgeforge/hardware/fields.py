@@ -32,8 +32,10 @@ class Fields:
             raise self._wrong(key, f"one of {', '.join(words)}", value)
         return value
 
-    def integer(self, key: str, *, minimum: int) -> int:
-        value = self._value(key)
+    def integer(self, key: str, *, minimum: int, default: int | None = None) -> int:
+        """Without a `default`, the key must be there."""
+        self._asked.add(key)
+        value = default if default is not None and key not in self._table else self._value(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self._wrong(key, f"a whole number, at least {minimum}", value)
         return value

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import cast
 
-from edgeforge.hardware.capabilities import find_conflict
+from edgeforge.hardware.capabilities import engine_for, find_conflict
 from edgeforge.hardware.fields import Fields
-from edgeforge.hardware.types import FloatName, Gate, HardwareProfile, Kind, Target
+from edgeforge.hardware.types import FloatName, Gate, HardwareProfile, Kind, KvCacheName, Target
 
 KINDS: tuple[Kind, ...] = ("cpu", "gpu", "soc")
 FORMATS = ("f32", "f16", "bf16", "int8", "int4", "fp8", "nvfp4")
-FLOATS: tuple[FloatName, ...] = ("f32", "f16")
+FLOATS: tuple[FloatName, ...] = ("f32", "f16", "bf16")
+KV_CACHES: tuple[KvCacheName, ...] = (*FLOATS, "fp8", "int8")
 # Figures that must name their source; reserved_bytes too where it is not zero.
 FIGURES = ("memory_bytes", "reserved_bytes", "bandwidth_bytes_per_s", "compute_capability", "formats")
 
@@ -44,21 +45,25 @@ def parse_profile(fields: Fields, name: str) -> HardwareProfile:
 def parse_target(fields: Fields, name: str, profile: HardwareProfile) -> Target:
     """A target from its table (without the key `profile`), checked against what this version can build."""
     gate = fields.table("gate")
+    backend, scheme = fields.text("backend"), fields.text("scheme")
     target = Target(
         name=name,
         description=fields.text("description"),
+        reason=fields.optional_text("reason") or "",
         profile=profile,
-        backend=fields.text("backend"),
-        scheme=fields.text("scheme"),
+        backend=backend,
+        engine=fields.optional_text("engine") or engine_for(backend, profile.kind, scheme),
+        scheme=scheme,
         group_size=fields.integer("group_size", minimum=1),
         symmetric=fields.flag("symmetric"),
         lm_head=fields.text("lm_head"),
         embedding=fields.text("embedding"),
         activations=cast(FloatName, fields.choice("activations", FLOATS)),
-        kv_cache=cast(FloatName, fields.choice("kv_cache", FLOATS)),
+        kv_cache=cast(KvCacheName, fields.choice("kv_cache", KV_CACHES)),
         context=fields.integer("context", minimum=1),
         batch=fields.integer("batch", minimum=1),
         tensor_parallel=fields.integer("tensor_parallel", minimum=1),
+        pipeline_parallel=fields.integer("pipeline_parallel", minimum=1, default=1),
         default_model=fields.text("default_model"),
         gate=_parse_gate(gate),
     )
@@ -97,8 +102,10 @@ def target_to_json(target: Target) -> dict[str, object]:
     return {
         "name": target.name,
         "description": target.description,
+        "reason": target.reason,
         "profile": profile_to_json(target.profile),
         "backend": target.backend,
+        "engine": target.engine,
         "scheme": target.scheme,
         "group_size": target.group_size,
         "symmetric": target.symmetric,
@@ -109,6 +116,7 @@ def target_to_json(target: Target) -> dict[str, object]:
         "context": target.context,
         "batch": target.batch,
         "tensor_parallel": target.tensor_parallel,
+        "pipeline_parallel": target.pipeline_parallel,
         "default_model": target.default_model,
         "gate": {
             "max_mean_kl_divergence": gate.max_mean_kl_divergence,

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["cpu", "gpu", "soc"]
-FloatName = Literal["f32", "f16"]
+FloatName = Literal["f32", "f16", "bf16"]
+KvCacheName = Literal["f32", "f16", "bf16", "fp8", "int8"]
+CodeFormat = Literal["int", "e4m3", "e2m1"]
+Granularity = Literal["group", "channel", "tensor"]
+InputScale = Literal["none", "static", "dynamic"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,27 +56,38 @@ class Gate:
 class Target:
     """A profile plus what to build for it.
 
+    reason                      why this backend and scheme are the best for the profile
+    backend, engine             who writes the files, and the consumer that loads them (see BACKENDS, ENGINES)
     scheme, lm_head, embedding  scheme names (see SCHEMES) of the linears, the output head and the embedding table
     group_size, symmetric       of every integer scheme in the target, before `effective_group_size`
     activations, kv_cache       number format of what flows between linears, and of the cached keys and values
     context                     longest prompt and answer together, in tokens, per sequence
     batch                       sequences at once
-    tensor_parallel             cards that share one model
+    tensor_parallel             cards that share every layer
+    pipeline_parallel           groups of such cards that share the layers
     """
 
     name: str
     description: str
+    reason: str
     profile: HardwareProfile
     backend: str
+    engine: str
     scheme: str
     group_size: int
     symmetric: bool
     lm_head: str
     embedding: str
     activations: FloatName
-    kv_cache: FloatName
+    kv_cache: KvCacheName
     context: int
     batch: int
     tensor_parallel: int
+    pipeline_parallel: int
     default_model: str
     gate: Gate
+
+    @property
+    def cards(self) -> int:
+        """How many devices one copy of the model takes."""
+        return self.tensor_parallel * self.pipeline_parallel

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from edgeforge.errors import DoesNotFit
-from edgeforge.hardware import BACKENDS, SCHEMES, Target
+from edgeforge.hardware import BACKENDS, ENGINES, SCHEMES, Target, runnable_schemes
 from edgeforge.model.architecture import LlamaArchitecture
 from edgeforge.model.checkpoint import StoredGrid
 from edgeforge.planning.memory import budget, weight_bytes
@@ -46,10 +46,22 @@ def make_plan(
     def draft(changed: Target) -> BuildPlan:
         return draft_plan(architecture, changed, stored=stored)
 
+    _check_size(architecture, target)
     plan = draft(target)
     if plan.memory.fits:
         return plan
     raise PlanDoesNotFit(plan, tuple(_alternatives(plan.target, draft)))
+
+
+def _check_size(architecture: LlamaArchitecture, target: Target) -> None:
+    engine = ENGINES[target.engine]
+    if engine.max_parameters is not None and architecture.parameter_count > engine.max_parameters:
+        raise DoesNotFit(
+            f"{engine.title}, which runs models on {target.profile.name}, takes dense models of up to "
+            f"{engine.max_parameters / 1e9:.0f} billion parameters, and this one has "
+            f"{architecture.parameter_count / 1e9:.1f}",
+            hint="take a smaller model, or a target of the data centre (`edgeforge targets`)",
+        )
 
 
 def max_context(plan: BuildPlan) -> int | None:
@@ -85,7 +97,9 @@ def _fewer_bits(target: Target, draft: Draft) -> Alternative | None:
 
 def _smaller_schemes(target: Target) -> list[str]:
     bits = SCHEMES[target.scheme].bits
-    smaller = [name for name in BACKENDS[target.backend].schemes if SCHEMES[name].bits < bits]
+    profile = target.profile
+    known = runnable_schemes(profile.compute_capability, target.backend, target.engine, profile.formats)
+    smaller = [name for name in known if SCHEMES[name].bits < bits]
     return sorted(smaller, key=lambda name: -SCHEMES[name].bits)
 
 
@@ -126,7 +140,7 @@ def _more_cards(target: Target, draft: Draft) -> Alternative | None:
         if plan is not None:
             cards = plan.target.tensor_parallel
             fewer_bits = "" if scheme == target.scheme else f" --scheme {scheme}"
-            possible = cards <= BACKENDS[target.backend].max_tensor_parallel
+            possible = cards in BACKENDS[target.backend].tensor_parallel
             return Alternative(change=f"{cards} x {target.profile.name}{fewer_bits}", plan=plan, available=possible)
     return None
 

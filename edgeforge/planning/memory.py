@@ -12,10 +12,14 @@ from edgeforge.planning.schemes import EMBEDDING, block_name, fused_blocks, scal
 from edgeforge.quantization.scheme import QuantizationScheme
 
 MIB = 1024 * 1024
-FLOAT_BYTES: Mapping[str, int] = {"f32": 4, "f16": 2}
+FLOAT_BYTES: Mapping[str, int] = {"f32": 4, "f16": 2, "bf16": 2}
+KV_BYTES: Mapping[str, int] = {**FLOAT_BYTES, "fp8": 1, "int8": 1}
 
 # Prompts are read in pieces of at most this many tokens, so activations do not grow with the context beyond it.
 PREFILL_TOKENS = 512
+# All sequences together: TensorRT-LLM's and vLLM's default (max_num_tokens of tensorrt_llm.LLM, vLLM's
+# max_num_batched_tokens).
+SERVER_PREFILL_TOKENS = 8192
 
 # Resident memory of Python 3.11 with numpy, onnxruntime 1.32, tokenizers and jinja2 imported and one session open:
 # 67 MB measured after the imports, the rest for the session's threads and graph.
@@ -78,17 +82,20 @@ class WeightBytes:
         return self.embedding + self.linears + self.others
 
 
-def matrix_bytes(
-    scheme: QuantizationScheme, rows: int, columns: int, *, float_bytes: int, scale_copies: int = 1
-) -> int:
-    """One [rows, columns] matrix as a backend stores it; scales and offsets take `float_bytes` each."""
-    if scheme.group_size is None:
+def matrix_bytes(scheme: QuantizationScheme, rows: int, columns: int, *, scale_copies: int = 1) -> int:
+    """One [rows, columns] matrix as a backend stores it, with its scales and offsets."""
+    if scheme.is_float:
         return rows * columns * scheme.bits // 8
+    if scheme.granularity == "tensor":
+        return rows * columns * scheme.bits // 8 + 8  # the weight's scale and the input's
     groups = scheme.groups(columns)
-    codes = rows * groups * scheme.group_size * scheme.bits // 8
-    scales = rows * groups * scale_copies * float_bytes
+    codes = rows * groups * (scheme.group_size or columns) * scheme.bits // 8
+    if scheme.code_format == "e2m1":
+        return codes + rows * groups + 8  # e4m3 scales, their own scale and the input's
+    width = FLOAT_BYTES[scheme.scale_dtype]
+    scales = rows * groups * scale_copies * width
     if scheme.offset:
-        return codes + scales + rows * groups * float_bytes
+        return codes + scales + rows * groups * width
     zero_points = 0 if scheme.symmetric else rows * -(-groups * scale_copies * scheme.bits // 8)
     return codes + scales + zero_points
 
@@ -98,17 +105,17 @@ def weight_bytes(
 ) -> WeightBytes:
     """Bytes of every stored weight under `schemes`; a tied head is stored once, as the embedding."""
     a, width = architecture, FLOAT_BYTES[target.activations]
-    embedding = matrix_bytes(schemes[EMBEDDING], a.vocab_size, a.hidden_size, float_bytes=width)
+    embedding = matrix_bytes(schemes[EMBEDDING], a.vocab_size, a.hidden_size)
     groups = schemes[EMBEDDING].groups(a.hidden_size) * a.vocab_size if a.tie_word_embeddings else 0
     linears = 0
     for linear in a.linears():
         scheme = schemes[linear.name]
         rows, columns = linear.out_features, linear.in_features
         copies = scale_copies(block_name(linear.role), scheme, columns, target)
-        linears += matrix_bytes(scheme, rows, columns, float_bytes=width, scale_copies=copies)
+        linears += matrix_bytes(scheme, rows, columns, scale_copies=copies)
         groups += scheme.groups(columns) * copies * rows
     norms = (2 * a.num_hidden_layers + 1) * a.hidden_size
-    rotary_tables = 2 * target.context * (a.head_dim // 2)
+    rotary_tables = 2 * target.context * (a.head_dim // 2) if target.engine == "onnxruntime" else 0
     return WeightBytes(
         embedding=embedding,
         linears=linears,
@@ -120,8 +127,8 @@ def weight_bytes(
 def kv_cache_bytes(architecture: LlamaArchitecture, target: Target, tokens: int) -> int:
     """Keys and values of `tokens` tokens of one sequence, on one card (which holds at least one KV head)."""
     heads = -(-architecture.num_key_value_heads // target.tensor_parallel)
-    per_token = 2 * architecture.num_hidden_layers * heads * architecture.head_dim
-    return per_token * tokens * FLOAT_BYTES[target.kv_cache]
+    layers = -(-architecture.num_hidden_layers // target.pipeline_parallel)
+    return 2 * layers * heads * architecture.head_dim * tokens * KV_BYTES[target.kv_cache]
 
 
 def activations_bytes(
@@ -132,7 +139,10 @@ def activations_bytes(
     Attention scores take none: both providers compute them in tiles (CPU: measured on onnxruntime 1.32).
     """
     a = architecture
-    tokens = target.batch * min(PREFILL_TOKENS, target.context)
+    if target.engine == "onnxruntime":
+        tokens = target.batch * min(PREFILL_TOKENS, target.context)
+    else:
+        tokens = min(SERVER_PREFILL_TOKENS, target.batch * target.context)
     query, key_value = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
     attention = 2 * a.hidden_size + 2 * query + 2 * key_value
     mlp = 2 * a.hidden_size + 5 * a.intermediate_size  # gate and up fused, then split, then the product
@@ -150,9 +160,9 @@ def overhead_bytes(architecture: LlamaArchitecture, target: Target) -> int:
 def budget(
     architecture: LlamaArchitecture, target: Target, schemes: Mapping[str, QuantizationScheme], weights: WeightBytes
 ) -> MemoryBudget:
-    """Per card: matrices are split over `tensor_parallel` cards, norms and the runtime are on each."""
+    """Per card: matrices are split over all cards, norms and the runtime are on each."""
     cards = target.tensor_parallel
-    split = -(-(weights.embedding + weights.linears + weights.cpu_extra) // cards)
+    split = -(-(weights.embedding + weights.linears + weights.cpu_extra) // target.cards)
     return MemoryBudget(
         weights_bytes=split + weights.others,
         kv_cache_bytes=target.batch * kv_cache_bytes(architecture, target, target.context),
@@ -172,7 +182,7 @@ def bundle_bytes(architecture: LlamaArchitecture, weights: WeightBytes) -> int:
 def _cuda_scratch_bytes(
     architecture: LlamaArchitecture, target: Target, schemes: Mapping[str, QuantizationScheme]
 ) -> int:
-    if target.profile.kind == "cpu":
+    if target.profile.kind == "cpu" or target.engine != "onnxruntime":
         return 0
     width = FLOAT_BYTES[target.activations]
     largest = 0

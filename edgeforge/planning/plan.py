@@ -13,8 +13,6 @@ from edgeforge.planning.memory import MemoryBudget, WeightBytes, budget, bundle_
 from edgeforge.planning.schemes import choose_schemes
 from edgeforge.quantization.scheme import QuantizationScheme
 
-STAGES = ("fetch", "quantize", "hash", "validate")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildPlan:
@@ -34,7 +32,16 @@ class BuildPlan:
     memory: MemoryBudget
     disk_bytes: int
     decode_tokens_per_s: float
-    stages: tuple[str, ...] = STAGES
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the build must measure activations first: for static input scales, or a quantized KV cache."""
+        static = any(scheme.activations == "static" for scheme in self.schemes.values())
+        return static or self.target.kv_cache in ("fp8", "int8")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("fetch", *(("calibrate",) if self.calibrates else ()), "quantize", "hash", "validate")
 
 
 def draft_plan(
@@ -61,5 +68,5 @@ def _decode_tokens_per_s(architecture: LlamaArchitecture, target: Target, weight
     """
     head = weights.embedding if architecture.tie_word_embeddings else 0
     matrices = (weights.linears + head) / target.tensor_parallel
-    cache = target.batch * kv_cache_bytes(architecture, target, target.context // 2)
+    cache = target.batch * kv_cache_bytes(architecture, target, target.context // 2) * target.pipeline_parallel
     return target.batch * target.profile.bandwidth_bytes_per_s / (matrices + weights.others + cache)

@@ -4,9 +4,11 @@ One scheme per linear, plus one for the embedding table (which is also the outpu
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import groupby
 
-from edgeforge.hardware import SCHEMES, Target
+from edgeforge.errors import UnusableInput
+from edgeforge.hardware import BACKENDS, SCHEMES, Target
 from edgeforge.model.architecture import Linear, LlamaArchitecture
 from edgeforge.model.checkpoint import StoredGrid
 from edgeforge.quantization.scheme import GROUP_SIZES, QuantizationScheme, effective_group_size
@@ -21,8 +23,10 @@ def choose_schemes(
 ) -> dict[str, QuantizationScheme]:
     """A scheme for the embedding and for every linear, in the architecture's order.
 
-    `stored` holds the integer grids that the checkpoint's weights already lie on, by tensor name.
+    `stored` holds the integer grids that the checkpoint's weights already lie on, by tensor name. Raises UnusableInput
+    where the backend needs whole groups and no size divides every row.
     """
+    target = _with_whole_groups(architecture, target)
     schemes = {EMBEDDING: _embedding_scheme(architecture, target, stored.get(EMBEDDING))}
     for block in fused_blocks(architecture):
         carried = {_carried(linear, target, stored.get(linear.name)) for linear in block}
@@ -30,6 +34,21 @@ def choose_schemes(
         for linear in block:
             schemes[linear.name] = shared or _fresh(_wanted(linear, target), linear.in_features, target)
     return schemes
+
+
+def _with_whole_groups(architecture: LlamaArchitecture, target: Target) -> Target:
+    """Backends with one group size for the whole model get the largest, up to the asked one, that divides every row."""
+    facts = SCHEMES[target.scheme]
+    if not BACKENDS[target.backend].whole_groups or facts.is_float or facts.granularity != "group":
+        return target
+    rows = sorted({linear.in_features for linear in architecture.linears() if linear.role != "lm_head"})
+    for size in sorted(GROUP_SIZES, reverse=True):
+        if size <= (facts.group_size or target.group_size) and not any(row % size for row in rows):
+            return replace(target, group_size=size)
+    raise UnusableInput(
+        f"backend {target.backend} needs one group size that divides {' and '.join(map(str, rows))}, and none does",
+        hint="use --scheme fp8, or --backend onnx, which pads the last group of a row",
+    )
 
 
 def fused_blocks(architecture: LlamaArchitecture) -> Iterator[list[Linear]]:
@@ -54,9 +73,16 @@ def _fresh(name: str, in_features: int, target: Target) -> QuantizationScheme:
     facts = SCHEMES[name]
     if facts.is_float:
         return QuantizationScheme(name=name, bits=facts.bits)
-    size = effective_group_size(in_features, target.group_size)
+    size = facts.group_size or effective_group_size(in_features, target.group_size)
     return QuantizationScheme(
-        name=name, bits=facts.bits, group_size=size, symmetric=target.symmetric, scale_dtype=target.activations
+        name=name,
+        bits=facts.bits,
+        group_size=size if facts.granularity == "group" else None,
+        symmetric=facts.symmetric or target.symmetric,
+        scale_dtype=BACKENDS[target.backend].scale_dtype or target.activations,
+        code_format=facts.code_format,
+        granularity=facts.granularity,
+        activations=facts.activations,
     )
 
 
@@ -80,10 +106,12 @@ def _carried(linear: Linear, target: Target, grid: StoredGrid | None) -> Quantiz
 def _as_scheme(grid: StoredGrid, wanted: str, in_features: int, target: Target) -> QuantizationScheme | None:
     """The stored grid as a scheme, if it is no larger than what was asked for and the rows divide into its groups."""
     asked = SCHEMES[wanted]
+    if target.backend != "onnx" or asked.code_format != "int":
+        return None  # others hold neither ggml's groups of 32 with offsets, nor unlike linears
     if asked.is_float or grid.bits > asked.bits or grid.group_size not in GROUP_SIZES or in_features % grid.group_size:
         return None
     for name, facts in SCHEMES.items():
-        if facts.bits == grid.bits and not facts.is_float:
+        if (facts.bits, facts.activations) == (grid.bits, "none") and facts.code_format == "int":
             return QuantizationScheme(
                 name=name,
                 bits=grid.bits,

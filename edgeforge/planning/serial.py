@@ -1,6 +1,8 @@
 """A plan as JSON and back, exactly. Distinct schemes are listed once and named by the tensors that use them."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from types import NoneType
 
 from edgeforge.errors import UnusableInput
 from edgeforge.hardware import target_from_json, target_to_json
@@ -41,11 +43,8 @@ def plan_from_json(document: Mapping[str, object]) -> BuildPlan:
         raise UnusableInput(f"plan: the tensor {missing[0]} names a scheme that is not listed")
     memory = _table(document, "memory")
     speed = document.get("decode_tokens_per_s")
-    stages = document.get("stages")
     if isinstance(speed, bool) or not isinstance(speed, int | float):
         raise UnusableInput("plan: 'decode_tokens_per_s' must be a number")
-    if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
-        raise UnusableInput("plan: 'stages' must be a list of strings")
     return BuildPlan(
         architecture=architecture_from_json(_table(document, "architecture")),
         target=target_from_json(_table(document, "target"), "plan: target"),
@@ -59,7 +58,6 @@ def plan_from_json(document: Mapping[str, object]) -> BuildPlan:
         ),
         disk_bytes=_integer(document, "disk_bytes"),
         decode_tokens_per_s=float(speed),
-        stages=tuple(stages),
     )
 
 
@@ -73,34 +71,31 @@ def scheme_key(scheme: QuantizationScheme) -> str:
 
 
 def scheme_to_json(scheme: QuantizationScheme) -> dict[str, object]:
-    return {
-        "name": scheme.name,
-        "bits": scheme.bits,
-        "group_size": scheme.group_size,
-        "symmetric": scheme.symmetric,
-        "offset": scheme.offset,
-        "scale_dtype": scheme.scale_dtype,
-    }
+    return asdict(scheme)
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "name": (str,),
+    "bits": (int,),
+    "group_size": (int, NoneType),
+    "symmetric": (bool,),
+    "offset": (bool,),
+    "scale_dtype": (str,),
+    "code_format": (str,),
+    "granularity": (str,),
+    "activations": (str,),
+}
 
 
 def _scheme_from_json(value: object, key: str) -> QuantizationScheme:
     if not isinstance(value, dict):
         raise UnusableInput(f"plan: the scheme {key} must be a table")
-    name, symmetric, offset = value.get("name"), value.get("symmetric"), value.get("offset")
-    scale_dtype = value.get("scale_dtype")
-    if not isinstance(name, str) or not isinstance(scale_dtype, str):
-        raise UnusableInput(f"plan: the scheme {key} must have a name and a scale_dtype")
-    if not isinstance(symmetric, bool) or not isinstance(offset, bool):
-        raise UnusableInput(f"plan: the scheme {key} must have symmetric and offset as true or false")
-    size = None if value.get("group_size") is None else _integer(value, "group_size")
-    return QuantizationScheme(
-        name=name,
-        bits=_integer(value, "bits"),
-        group_size=size,
-        symmetric=symmetric,
-        offset=offset,
-        scale_dtype=scale_dtype,
-    )
+    for name, kinds in _KINDS.items():
+        if name not in value or type(value[name]) not in kinds:
+            raise UnusableInput(f"plan: the scheme {key} has a wrong '{name}'")
+    if set(value) - set(_KINDS):
+        raise UnusableInput(f"plan: the scheme {key} has unknown keys")
+    return QuantizationScheme(**value)
 
 
 def _table(document: Mapping[str, object], key: str) -> dict[str, object]:

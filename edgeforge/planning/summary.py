@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edgeforge.planning.memory import FLOAT_BYTES, matrix_bytes
+from edgeforge.planning.memory import matrix_bytes
 from edgeforge.planning.plan import BuildPlan
 from edgeforge.planning.schemes import EMBEDDING, block_name, scale_copies
 from edgeforge.quantization.scheme import QuantizationScheme
@@ -21,7 +21,7 @@ class WeightRow:
 
 def weight_rows(plan: BuildPlan) -> tuple[WeightRow, ...]:
     """Embedding first, then the linears by role in the order of use; roles of a layer with two schemes get two rows."""
-    a, width = plan.architecture, FLOAT_BYTES[plan.target.activations]
+    a = plan.architecture
     embedding_role = "embedding + lm_head" if a.tie_word_embeddings else "embedding"
     shapes = [(embedding_role, EMBEDDING, a.vocab_size, a.hidden_size)]
     shapes += [(linear.role, linear.name, linear.out_features, linear.in_features) for linear in a.linears()]
@@ -36,6 +36,6 @@ def weight_rows(plan: BuildPlan) -> tuple[WeightRow, ...]:
             tensors=(before.tensors if before else 0) + 1,
             parameters=(before.parameters if before else 0) + out_features * in_features,
             stored_bytes=(before.stored_bytes if before else 0)
-            + matrix_bytes(scheme, out_features, in_features, float_bytes=width, scale_copies=copies),
+            + matrix_bytes(scheme, out_features, in_features, scale_copies=copies),
         )
     return tuple(rows.values())

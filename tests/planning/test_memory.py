@@ -55,7 +55,7 @@ def test_matrix_bytes_are_those_of_the_arrays(bits: int, rows: int, columns: int
         arrays.append(np.zeros((rows, -(-groups * bits // 8)), np.uint8))
     if kind == "offsets":
         arrays.append(np.zeros((rows, groups), np.float32))
-    assert matrix_bytes(scheme, rows, columns, float_bytes=4) == sum(array.nbytes for array in arrays)
+    assert matrix_bytes(scheme, rows, columns) == sum(array.nbytes for array in arrays)
 
 
 @pytest.mark.parametrize("shape", [LLAMA_8B, SMOLLM2, STORIES])

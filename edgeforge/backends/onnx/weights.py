@@ -38,7 +38,7 @@ class WeightFile:
     def _put_quantized(self, matrix: Matrix, first_row: int, rows: QuantizedTensor) -> None:
         if rows.scheme != matrix.scheme or rows.scheme.group_size is None or matrix.scales is None:
             raise ValueError(f"the plan stores {matrix.weight.name} as {matrix.scheme}, not {rows.scheme}")
-        blocks = pack(pad_to_blocks(rows.codes, rows.scheme.group_size), rows.scheme.bits)
+        blocks = pack(pad_to_blocks(rows.codes.view(np.int8), rows.scheme.group_size), rows.scheme.bits)
         self.put_array(matrix.weight, first_row, blocks)
         self.put_array(matrix.scales, first_row, np.repeat(rows.scales, matrix.scale_copies, axis=1))
         if matrix.zero_points is not None and rows.zero_points is not None:
