@@ -50,7 +50,7 @@ def plan(
       edgeforge plan --target cpu --model demo
       edgeforge plan --target h100 --config Llama-3.1-70B/config.json
       edgeforge plan --target rtx4090 --config config.json --scheme f16 --context 32768
-      edgeforge plan --target jetson-orin-nx --config config.json --json
+      edgeforge plan --target jetson-orin-nx-16gb --config config.json --json
     """
     from edgeforge.errors import UsageError
     from edgeforge.hardware import load_target

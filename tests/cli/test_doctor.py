@@ -26,7 +26,7 @@ GPU_TOO = {"onnxruntime-gpu"}
         ("rtx4090", GPU_TOO, (), "compute capability 8.9"),
         ("rtx4090", CPU_ONLY, (ADA,), "edgeforge[gpu]"),
         ("h100", GPU_TOO, (ADA,), "compute capability 9.0"),
-        ("jetson-orin-nx", GPU_TOO, (ADA,), "jetson-orin-nx"),
+        ("jetson-orin-nx-16gb", GPU_TOO, (ADA,), "jetson-orin-nx-16gb"),
     ],
 )
 def test_a_target_runs_where_its_hardware_and_its_package_are(
@@ -46,7 +46,7 @@ def test_json_carries_units_and_every_target() -> None:
     document = json.loads(result.stdout)
     assert document["memory"]["total_bytes"] > 0
     assert document["disk_free_bytes"] > 0
-    assert {target["name"] for target in document["targets"]} >= {"cpu", "rtx4090", "h100", "jetson-orin-nx"}
+    assert {target["name"] for target in document["targets"]} >= {"cpu", "rtx4090", "h100", "jetson-orin-nx-16gb"}
     assert document["ok"] is True
 
 

@@ -19,7 +19,7 @@ def refused(*args: object, **overrides: object) -> PlanDoesNotFit:
 
 
 def test_llama_8b_fits_everywhere() -> None:
-    for name in ("cpu", "rtx4090", "h100", "jetson-orin-nx"):
+    for name in ("cpu", "rtx4090", "h100", "jetson-orin-nx-16gb"):
         assert make_plan(LLAMA_8B, load_target(name)).memory.fits
 
 
