@@ -20,7 +20,7 @@ from edgeforge.model.checkpoint import StoredCodes, StoredGrid
 from edgeforge.model.safetensors import open_directory
 from edgeforge.model.safetensors_writer import write_safetensors
 from edgeforge.pipeline import BuildOptions, build, prepare, resolve_target
-from edgeforge.pipeline.walk import walk
+from edgeforge.pipeline.walk import Consumer, walk
 from edgeforge.quantization.rtn import quantize
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor, dequantize
 from edgeforge.runtime import verify
@@ -304,8 +304,7 @@ def test_stored_codes_are_carried_over_only_where_the_scheme_is_theirs(
     got: list[QuantizedTensor] = []
     walk(
         OneTensor(tensor),  # type: ignore[arg-type]
-        {"q": scheme},
-        lambda name, start, rows: got.append(rows),  # type: ignore[arg-type]
+        [Consumer(schemes={"q": scheme}, put=lambda name, start, rows: got.append(rows))],  # type: ignore[arg-type]
         threads=1,
         progress=lambda done, total: None,
     )

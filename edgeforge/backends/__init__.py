@@ -1,23 +1,35 @@
 """One module per consumer. Each turns a plan and neutral tensors into the files that its consumer loads.
 
-A backend is a module (or package) that satisfies `Backend`; nothing registers itself. The pipeline walks the checkpoint
-once and hands every piece of every tensor to the sink, from several threads, in any order.
+A backend is a module (or package) that satisfies `Backend`; nothing registers itself: `load` knows them by name. The
+pipeline walks the checkpoint once and hands every piece of every tensor to each sink, from several threads, in any
+order.
 """
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeforge.model.checkpoint import GenerationDefaults
+from edgeforge.model.checkpoint import GenerationDefaults, Weights
 from edgeforge.planning import BuildPlan
+from edgeforge.quantization.calibration import Calibration
 from edgeforge.quantization.scheme import QuantizedTensor
+from edgeforge.runtime.manifest import EngineRecord
 
 Rows = QuantizedTensor | NDArray[np.float32]
+
+_MODULES: Mapping[str, str] = {
+    "onnx": "onnx",
+    "modelopt": "modelopt",
+    "compressed-tensors": "compressed_tensors",
+    "tensorrt-llm": "tensorrt_llm",
+    "trtllm-engine": "tensorrt_llm",  # the same checkpoint; `edgeforge.backends.trtllm_engine` goes on from there
+}
 
 
 class WeightSink(Protocol):
@@ -32,11 +44,31 @@ class WeightSink(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What the checkpoint says beside its weights. `config`: its config.json (of a GGUF file, the equivalent)."""
+
+    config: Mapping[str, object]
+    generation: GenerationDefaults
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """The names of the files in model/ that the manifest singles out; graphs are ONNX's."""
+
+    weights: tuple[str, ...]
+    graph: str | None = None
+    scoring_graph: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """What the consumer needs to load the files: PyPI packages with version ranges, and a device provider."""
+    """What the consumer needs to load the files: PyPI packages with version ranges, and either an onnxruntime provider
+    or another engine.
+    """
 
     packages: Mapping[str, str]
-    provider: str
+    provider: str | None = None
+    engine: EngineRecord | None = None
 
 
 class Backend(Protocol):
@@ -44,10 +76,34 @@ class Backend(Protocol):
 
     def requirements(self, plan: BuildPlan) -> Requirements: ...
 
-    def sink(self, plan: BuildPlan, directory: Path) -> AbstractContextManager[WeightSink]:
+    def files(self, plan: BuildPlan) -> ModelFiles: ...
+
+    def check(self, plan: BuildPlan) -> None:
+        """Raise what can be known to go wrong before any work: UsageError, UnusableInput."""
+        ...
+
+    def sink(self, plan: BuildPlan, calibration: Calibration, directory: Path) -> AbstractContextManager[WeightSink]:
         """Opens the weight files, at their final size, in `directory`."""
         ...
 
-    def finish(self, plan: BuildPlan, generation: GenerationDefaults, directory: Path) -> None:
+    def finish(self, plan: BuildPlan, origin: Origin, directory: Path) -> None:
         """Writes everything that is not weights."""
         ...
+
+
+class ReadableBackend(Backend, Protocol):
+    """A backend whose files can be read back, to validate them where their engine cannot run."""
+
+    def read_back(self, plan: BuildPlan, directory: Path) -> Weights:
+        """The stored weights under their Hugging Face names, dequantized as the consumer's kernel would."""
+        ...
+
+
+def load(name: str) -> Backend:
+    """The backend module of a target's `backend`. KeyError for a name that is not in BACKENDS."""
+    return cast(Backend, import_module(f"edgeforge.backends.{_MODULES[name]}"))
+
+
+def load_readable(name: str) -> ReadableBackend:
+    """The same, for backends whose engine is not ONNX Runtime."""
+    return cast(ReadableBackend, import_module(f"edgeforge.backends.{_MODULES[name]}"))

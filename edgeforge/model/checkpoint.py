@@ -92,11 +92,34 @@ class GenerationDefaults:
     repetition_penalty: float | None = None
 
 
+class TensorRows(Protocol):
+    """A weight whose rows can be read, which is all that a forward pass asks."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """float32 [stop - start, *shape[1:]], a fresh array."""
+        ...
+
+
+class Weights(Protocol):
+    """A model that can be run: its architecture and its tensors under Hugging Face's names. A Checkpoint is one."""
+
+    @property
+    def architecture(self) -> "LlamaArchitecture": ...
+    def tensor(self, name: str) -> TensorRows: ...
+
+
 class Checkpoint(Protocol):
     """The weights as their authors published them, under Hugging Face's tensor names."""
 
     @property
     def architecture(self) -> "LlamaArchitecture": ...
+    @property
+    def config(self) -> Mapping[str, object]:
+        """config.json as its authors wrote it; of a file that has none, the equivalent."""
+        ...
+
     @property
     def names(self) -> tuple[str, ...]:
         """Tensor names in file order."""

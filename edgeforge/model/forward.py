@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeforge.model.architecture import LlamaArchitecture
-from edgeforge.model.checkpoint import Checkpoint, LazyTensor
+from edgeforge.model.checkpoint import TensorRows, Weights
 from edgeforge.model.rotary import rotary_tables
 
 Array = NDArray[np.float32]
@@ -36,7 +36,7 @@ class LayerWeights:
     down: Array
 
 
-def read_layer(checkpoint: Checkpoint, layer: int) -> LayerWeights:
+def read_layer(checkpoint: Weights, layer: int) -> LayerWeights:
     """All weights of one layer, float32."""
     prefix = f"model.layers.{layer}"
 
@@ -57,13 +57,13 @@ def read_layer(checkpoint: Checkpoint, layer: int) -> LayerWeights:
     )
 
 
-def forward(checkpoint: Checkpoint, ids: NDArray[np.int64]) -> Array:
+def forward(checkpoint: Weights, ids: NDArray[np.int64]) -> Array:
     """Logits, float32 [T, V], of one sequence of token ids [T]."""
     return lm_head_logits(checkpoint, final_hidden(checkpoint, ids[None])[0])
 
 
 def final_hidden(
-    checkpoint: Checkpoint, ids: NDArray[np.int64], *, progress: Callable[[int, int], None] | None = None
+    checkpoint: Weights, ids: NDArray[np.int64], *, progress: Callable[[int, int], None] | None = None
 ) -> Array:
     """What lm_head sees, float32 [B, T, D], of B sequences of token ids [B, T]; each attends to itself alone.
 
@@ -157,7 +157,7 @@ def swiglu(gate: Array, up: Array) -> Array:
     return up
 
 
-def embed(embedding: LazyTensor, ids: NDArray[np.int64]) -> Array:
+def embed(embedding: TensorRows, ids: NDArray[np.int64]) -> Array:
     """Rows `ids` [N] of the embedding, float32 [N, D]; ValueError for an id outside it."""
     vocabulary, hidden = embedding.shape
     if ids.size and not 0 <= ids.min() <= ids.max() < vocabulary:
@@ -171,7 +171,7 @@ def embed(embedding: LazyTensor, ids: NDArray[np.int64]) -> Array:
     return x
 
 
-def lm_head_logits(checkpoint: Checkpoint, hidden: Array) -> Array:
+def lm_head_logits(checkpoint: Weights, hidden: Array) -> Array:
     """Logits, float32 [N, V], of final hidden states [N, D]; the head or tied embedding is read by blocks of rows."""
     tied = checkpoint.architecture.tie_word_embeddings
     head = checkpoint.tensor("model.embed_tokens.weight" if tied else "lm_head.weight")
@@ -181,7 +181,7 @@ def lm_head_logits(checkpoint: Checkpoint, hidden: Array) -> Array:
     return logits
 
 
-def _row_blocks(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
+def _row_blocks(tensor: TensorRows) -> Iterator[tuple[int, int]]:
     rows, width = tensor.shape
     return _blocks(rows, max(1, BLOCK_BYTES // (4 * width)))
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeforge.errors import UnusableInput
 from edgeforge.model import ggml
-from edgeforge.model.architecture import LlamaArchitecture
+from edgeforge.model.architecture import LlamaArchitecture, hf_config
 from edgeforge.model.checkpoint import GenerationDefaults, LazyTensor, Source, StoredCodes, StoredGrid
 from edgeforge.model.gguf_architecture import (
     architecture_from_metadata,
@@ -107,6 +107,11 @@ class GgufCheckpoint:
         self._metadata = header.metadata
         self._tensors = tensors
         self._tokenizer: TokenizerFiles | None = None
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """What config.json would say; 16 bits is what its authors quantized from."""
+        return hf_config(self.architecture, dtype="float16")
 
     @property
     def tokenizer(self) -> TokenizerFiles:

@@ -83,12 +83,14 @@ class SafetensorsCheckpoint:
         *,
         folder: Path,
         architecture: LlamaArchitecture,
+        config: Mapping[str, object],
         tensors: Mapping[str, SafetensorsTensor],
         source: Source,
         generation: GenerationDefaults,
         header_digest: "hashlib._Hash",
     ) -> None:
         self.architecture = architecture
+        self.config = config
         self.source = source
         self.generation = generation
         self._folder = folder
@@ -157,6 +159,7 @@ def open_directory(path: Path, *, source: Source | None = None) -> SafetensorsCh
     return SafetensorsCheckpoint(
         folder=path,
         architecture=architecture,
+        config=config,
         tensors=tensors,
         source=replace(source, precision=_precision(architecture, tensors)),
         generation=_generation_defaults(generation),

@@ -1,33 +1,36 @@
-"""The stages in order: checkpoint -> plan -> quantize -> compile -> package -> validate.
+"""The stages in order: checkpoint -> plan -> calibrate -> quantize -> compile -> package -> validate.
 
 The only module that chains stages. A build writes into a hidden folder beside its destination and renames it at the
-end, so a bundle is whole or not there.
+end, so a bundle is whole or not there. Several targets are built in one pass: the checkpoint is walked once.
 """
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from edgeforge import backends
 from edgeforge import bundle as bundles
 from edgeforge.errors import MissingDependency, OutOfResources, UsageError
 from edgeforge.hardware import Target, profile_to_json, target_to_json
 from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
 from edgeforge.pipeline import records
-from edgeforge.pipeline.walk import available_cores, walk
+from edgeforge.pipeline.walk import Consumer, available_cores, walk
 from edgeforge.planning import BuildPlan, apply_overrides, make_plan, plan_to_json
+from edgeforge.quantization.calibration import EMPTY, Calibration
 from edgeforge.runtime.integrity import sha256_of
-from edgeforge.runtime.manifest import Determinism, Manifest, ModelRecord, Requirements
+from edgeforge.runtime.manifest import Determinism, EngineRecord, Manifest, ModelRecord, Requirements
 
 if TYPE_CHECKING:
     from edgeforge.validation import ValidationReport
 
-__all__ = ["BuildOptions", "BuildResult", "Prepared", "build", "prepare", "resolve_target"]
+__all__ = ["BuildOptions", "BuildResult", "Prepared", "build", "build_all", "prepare", "prepare_all", "resolve_target"]
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total), from any thread."""
@@ -38,7 +41,9 @@ Exporter = Literal["edgeforge", "optimum"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What to build. `chunks`: pieces of 512 tokens that the closing validation scores."""
+    """What to build. `chunks`: pieces of 512 tokens that the closing validation scores. `calibration`: a text or a file
+    of scales for schemes with static scales; None takes the built-in text.
+    """
 
     target: Target
     model: str
@@ -48,6 +53,7 @@ class BuildOptions:
     threads: int | None = None
     exporter: Exporter = "edgeforge"
     chunks: int = 8
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +71,13 @@ class _Model:
     record: ModelRecord
     requirements: Requirements
     determinism: Determinism
+    engine: EngineRecord | None
     digests: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
-    """The finished bundle. `validation` is None when it was skipped."""
+    """The finished bundle. `validation` is None when it was skipped. `seconds` count from the start of the pass."""
 
     bundle: Path
     plan: BuildPlan
@@ -82,41 +89,75 @@ class BuildResult:
 
 def prepare(options: BuildOptions) -> Prepared:
     """Open the checkpoint and plan; raises for anything that cannot be built, before the work starts."""
-    _check_tools(options)
-    checkpoint = open_checkpoint(options.model, revision=options.revision)
+    return prepare_all((options,))[0]
+
+
+def prepare_all(options: Sequence[BuildOptions]) -> tuple[Prepared, ...]:
+    """The same for several targets of one model, which share the open checkpoint."""
+    first = options[0]
+    if any((each.model, each.revision) != (first.model, first.revision) for each in options):
+        raise ValueError("one pass builds one model")
+    for each in options:
+        _check_tools(each)
+    checkpoint = open_checkpoint(first.model, revision=first.revision)
     grids = {name: grid for name in checkpoint.names if (grid := checkpoint.tensor(name).grid) is not None}
-    plan = make_plan(checkpoint.architecture, options.target, stored=grids)
+    plans = [make_plan(checkpoint.architecture, each.target, stored=grids) for each in options]
+    for plan in plans:
+        backends.load(plan.target.backend).check(plan)
     checkpoint.tokenizer  # noqa: B018 - reading it checks it, before the work
-    return Prepared(plan=plan, checkpoint=checkpoint)
+    return tuple(Prepared(plan=plan, checkpoint=checkpoint) for plan in plans)
 
 
 def _check_tools(options: BuildOptions) -> None:
-    if options.validate and find_spec("onnxruntime") is None:
+    target = options.target
+    if options.validate and target.engine == "onnxruntime" and find_spec("onnxruntime") is None:
         raise MissingDependency(
             "validation runs the bundle, which needs onnxruntime",
             hint="pip install 'edgeforge[cpu]' (or [gpu]), or build with --no-validate",
         )
-    if options.exporter == "optimum" and not options.target.scheme.startswith("f"):
+    if options.exporter != "optimum":
+        return
+    if target.backend != "onnx":
+        raise UsageError(f"optimum exports ONNX graphs, not backend {target.backend}", hint="leave out --exporter")
+    if not target.scheme.startswith("f"):
         raise UsageError(
-            f"optimum exports unquantized graphs, not {options.target.scheme}", hint="add --scheme f32 or --scheme f16"
+            f"optimum exports unquantized graphs, not {target.scheme}", hint="add --scheme f32 or --scheme f16"
         )
-    if options.exporter == "optimum":
-        from edgeforge.backends import optimum
+    from edgeforge.backends import optimum
 
-        optimum.check_installed()
+    optimum.check_installed()
 
 
 def build(options: BuildOptions, *, progress: Progress) -> BuildResult:
     """Build the bundle at `options.out`. A failed gate is in the result's report, not an exception."""
+    return build_all((options,), progress=progress)[0]
+
+
+def build_all(options: Sequence[BuildOptions], *, progress: Progress) -> tuple[BuildResult, ...]:
+    """Build several targets of one model: each weight is read once, and each bundle appears once it is whole."""
     started = time.perf_counter()
-    bundles.check_destination(options.out)
-    prepared = prepare(options)
-    _check_disk(options.out, prepared.plan)
-    with bundles.staging_directory(options.out) as staging:
-        model = _write_model(options, prepared, staging, progress)
-        manifest = _package(prepared, model, staging, progress)
-        report = _validate(options, prepared, staging, progress) if options.validate else None
-        bundles.publish_directory(staging, options.out)
+    for each in options:
+        bundles.check_destination(each.out)
+    prepared = prepare_all(options)
+    _check_disk(options, prepared)
+    with ExitStack() as stack:
+        stagings = [stack.enter_context(bundles.staging_directory(each.out)) for each in options]
+        calibration = _calibrate(options[0], prepared, progress)
+        _write_weights(options, prepared, stagings, calibration, progress)
+        return tuple(
+            _complete(each, ready, staging, started, progress)
+            for each, ready, staging in zip(options, prepared, stagings, strict=True)
+        )
+
+
+def _complete(
+    options: BuildOptions, prepared: Prepared, staging: Path, started: float, progress: Progress
+) -> BuildResult:
+    """Everything around the weights; the bundle is published, whatever its gate says."""
+    model = _write_model(options, prepared, staging, progress)
+    manifest = _package(prepared, model, staging, progress)
+    report = _validate(options, prepared, staging, progress) if options.validate else None
+    bundles.publish_directory(staging, options.out)
     return BuildResult(
         bundle=options.out,
         plan=prepared.plan,
@@ -127,58 +168,108 @@ def build(options: BuildOptions, *, progress: Progress) -> BuildResult:
     )
 
 
-def _check_disk(out: Path, plan: BuildPlan) -> None:
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if free < plan.disk_bytes:
-        raise OutOfResources(
-            f"the bundle takes {plan.disk_bytes / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB free",
-            hint="free some space, or choose a folder on another disk with --out",
-        )
+def _check_disk(options: Sequence[BuildOptions], prepared: Sequence[Prepared]) -> None:
+    """Bundles on one disk need room together."""
+    wanted: dict[Path, int] = {}
+    for each, ready in zip(options, prepared, strict=True):
+        folder = next(parent for parent in each.out.absolute().parents if parent.exists())
+        wanted[folder] = wanted.get(folder, 0) + ready.plan.disk_bytes
+    for folder, size in wanted.items():
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            what = "the bundle takes" if len(options) == 1 else "the bundles take"
+            raise OutOfResources(
+                f"{what} {size / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB free",
+                hint="free some space, or choose a folder on another disk with --out",
+            )
+
+
+def _calibrate(options: BuildOptions, prepared: Sequence[Prepared], progress: Progress) -> Calibration:
+    """One pass of calibration text for all targets that need it, or what a file of scales says."""
+    if not any(ready.plan.calibrates for ready in prepared):
+        return EMPTY
+    from edgeforge.pipeline.calibration import load_or_measure
+
+    return load_or_measure(
+        prepared[0].checkpoint, options.calibration, progress=partial(progress, "calibrate"), threads=options.threads
+    )
+
+
+def _write_weights(
+    options: Sequence[BuildOptions],
+    prepared: Sequence[Prepared],
+    stagings: Sequence[Path],
+    calibration: Calibration,
+    progress: Progress,
+) -> None:
+    """Fill every staging/model with the tokenizer and the weights, in one walk over the checkpoint."""
+    checkpoint = prepared[0].checkpoint
+    with ExitStack() as stack:
+        consumers = []
+        for each, ready, staging in zip(options, prepared, stagings, strict=True):
+            folder = staging / "model"
+            folder.mkdir()
+            for name, content in checkpoint.tokenizer.files.items():
+                (folder / name).write_bytes(content)
+            if each.exporter == "optimum":
+                continue
+            sink = backends.load(ready.plan.target.backend).sink(ready.plan, calibration, folder)
+            scales = {} if ready.plan.target.backend == "onnx" else calibration.pre_quant_scales
+            consumers.append(
+                Consumer(schemes=ready.plan.schemes, put=stack.enter_context(sink).put, pre_quant_scales=scales)
+            )
+        if consumers:
+            threads = options[0].threads or available_cores()
+            walk(checkpoint, consumers, threads=threads, progress=partial(progress, "quantize"))
 
 
 def _write_model(options: BuildOptions, prepared: Prepared, staging: Path, progress: Progress) -> _Model:
-    """Fill staging/model with everything the consumer loads."""
-    plan, checkpoint = prepared.plan, prepared.checkpoint
-    folder = staging / "model"
-    folder.mkdir()
-    for name, content in checkpoint.tokenizer.files.items():
-        (folder / name).write_bytes(content)
+    """Complete staging/model with everything but the weights, which are there."""
+    plan, checkpoint, folder = prepared.plan, prepared.checkpoint, staging / "model"
     if options.exporter == "optimum":
-        from edgeforge.backends import optimum
-
-        progress("export", 0, 1)
-        needs = optimum.export(plan, checkpoint, folder)
-        progress("export", 1, 1)
-        names = (optimum.GRAPH_FILE, optimum.GRAPH_FILE, optimum.data_file(folder))
-        determinism, digests = records.NOT_REPRODUCIBLE, {}
-    else:
-        from edgeforge.backends import onnx
-
-        with onnx.sink(plan, folder) as sink:
-            threads = options.threads or available_cores()
-            told = partial(progress, "quantize")
-            walk(checkpoint, plan.schemes, sink.put, threads=threads, progress=told)
-        digests = _finish_while_hashing(
-            folder / onnx.DATA_FILE, partial(onnx.finish, plan, checkpoint.generation, folder)
-        )
-        needs = onnx.requirements(plan)
-        names = (onnx.GRAPH_FILE, onnx.SCORING_GRAPH_FILE, onnx.DATA_FILE)
-        determinism = records.REPRODUCIBLE
-    backend = "optimum" if options.exporter == "optimum" else plan.target.backend
-    graph, scoring_graph, weights = names
-    record = records.model_record(
-        plan, checkpoint, backend=backend, graph=graph, scoring_graph=scoring_graph, weights=weights
+        return _export(plan, checkpoint, folder, progress)
+    backend = backends.load(plan.target.backend)
+    files = backend.files(plan)
+    origin = backends.Origin(config=checkpoint.config, generation=checkpoint.generation)
+    digests = _finish_while_hashing(
+        [folder / name for name in files.weights], partial(backend.finish, plan, origin, folder)
     )
-    return _Model(record=record, requirements=records.requirements(needs), determinism=determinism, digests=digests)
+    needs = backend.requirements(plan)
+    return _Model(
+        record=records.model_record(plan, checkpoint, backend=plan.target.backend, files=files),
+        requirements=records.requirements(needs),
+        determinism=records.REPRODUCIBLE,
+        engine=needs.engine,
+        digests=digests,
+    )
 
 
-def _finish_while_hashing(weights: Path, finish: Callable[[], object]) -> dict[str, str]:
-    """The weights' hash by their path in the bundle. A large file takes a core for seconds, the graphs another."""
-    with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(sha256_of, weights)
+def _export(plan: BuildPlan, checkpoint: Checkpoint, folder: Path, progress: Progress) -> _Model:
+    """The second, independent road to an ONNX bundle."""
+    from edgeforge.backends import optimum
+
+    progress("export", 0, 1)
+    needs = optimum.export(plan, checkpoint, folder)
+    progress("export", 1, 1)
+    data = optimum.data_file(folder)
+    files = backends.ModelFiles(
+        weights=(data,) if data else (), graph=optimum.GRAPH_FILE, scoring_graph=optimum.GRAPH_FILE
+    )
+    return _Model(
+        record=records.model_record(plan, checkpoint, backend="optimum", files=files),
+        requirements=records.requirements(needs),
+        determinism=records.NOT_REPRODUCIBLE,
+        engine=None,
+        digests={},
+    )
+
+
+def _finish_while_hashing(weights: Sequence[Path], finish: Callable[[], object]) -> dict[str, str]:
+    """The weights' hashes by their paths in the bundle. A large file takes a core for seconds, the rest another."""
+    with ThreadPoolExecutor(available_cores()) as pool:
+        digests = [pool.submit(sha256_of, path) for path in weights]
         finish()
-        return {f"model/{weights.name}": digest.result()}
+        return {f"model/{path.name}": digest.result() for path, digest in zip(weights, digests, strict=True)}
 
 
 def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progress) -> Manifest:
@@ -192,6 +283,7 @@ def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progres
         model=model.record,
         requirements=model.requirements,
         determinism=model.determinism,
+        engine=model.engine,
         notices=checkpoint.notices,
         digests=model.digests,
         progress=partial(progress, "hash"),

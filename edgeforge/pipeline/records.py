@@ -25,17 +25,15 @@ def requirements(needs: backends.Requirements) -> Requirements:
     return Requirements(packages={**needs.packages, **RUNTIME_PACKAGES}, provider=needs.provider)
 
 
-def model_record(
-    plan: BuildPlan, checkpoint: Checkpoint, *, backend: str, graph: str, scoring_graph: str, weights: str | None
-) -> ModelRecord:
+def model_record(plan: BuildPlan, checkpoint: Checkpoint, *, backend: str, files: backends.ModelFiles) -> ModelRecord:
     """The files under model/, by their names there, and what the runtime must know of the decoder."""
     a, target, tokenizer = plan.architecture, plan.target, checkpoint.tokenizer
     template = next((name for name in tokenizer.files if name.endswith(".jinja")), None)
     return ModelRecord(
         backend=backend,
-        graph=f"model/{graph}",
-        scoring_graph=f"model/{scoring_graph}",
-        weights=weights and f"model/{weights}",
+        graph=files.graph and f"model/{files.graph}",
+        scoring_graph=files.scoring_graph and f"model/{files.scoring_graph}",
+        weights=f"model/{files.weights[0]}" if len(files.weights) == 1 else None,
         activations=target.activations,
         kv_cache=target.kv_cache,
         context_length=target.context,

@@ -1,11 +1,16 @@
-"""One walk over the checkpoint, in file order: each piece is read, quantized and put in its place by one worker."""
+"""One walk over the checkpoint, in file order: each piece is read once, quantized once per scheme, and put in its place
+in every bundle being built.
+
+Schemes with a scale for a whole matrix need its largest magnitude first. Then all rows of the matrix (and of those
+fused with it, which share the scale) are read twice, the second time from the operating system's cache.
+"""
 
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,22 +18,66 @@ from numpy.typing import NDArray
 from edgeforge.backends import Rows
 from edgeforge.errors import UnusableInput
 from edgeforge.model.checkpoint import Checkpoint, LazyTensor, StoredGrid
-from edgeforge.quantization.rtn import quantize
+from edgeforge.planning import fused_blocks
+from edgeforge.quantization.quantize import quantize
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor
 
 PIECE_ELEMENTS = 1 << 20
 """Weights that a worker holds at once, 4 MB as float32. With fewer, workers mostly wait for the interpreter's lock
 between numpy's calls: quantizing 1.9 billion took one thread 4.6 s, two threads 4.3 s at 1 << 18, and 2.9 s here."""
 
+LOOK_AGAIN_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumer:
+    """One bundle being built. `pre_quant_scales`: what the columns of a weight are divided by first, by its name."""
+
+    schemes: Mapping[str, QuantizationScheme]
+    put: Callable[[str, int, Rows], None]
+    pre_quant_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+class _Magnitude:
+    """The largest |w| of a block of fused matrices, found piece by piece; `wait` blocks until all are in."""
+
+    def __init__(self, pieces: int) -> None:
+        self._missing = pieces
+        self._largest = np.float32(0)
+        self._lock = threading.Lock()
+        self._whole = threading.Event()
+
+    def add(self, value: np.float32) -> None:
+        with self._lock:
+            self._largest = max(self._largest, value)
+            self._missing -= 1
+            if not self._missing:
+                self._whole.set()
+
+    def wait(self, stop: threading.Event) -> float | None:
+        """None where the walk was stopped meanwhile."""
+        while not self._whole.wait(LOOK_AGAIN_S):
+            if stop.is_set():
+                return None
+        return float(self._largest)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
-    """Rows [start, stop) of one checkpoint tensor."""
+    """Rows [start, stop) of one checkpoint tensor, to be measured, or to be quantized for every consumer.
+
+    `magnitudes` by the identity of the pre-quant scales that the weights are divided by (0: none).
+    """
 
     tensor: LazyTensor
-    scheme: QuantizationScheme | None
     start: int
     stop: int
+    measures: bool
+    magnitudes: Mapping[int, _Magnitude]
+
+    @property
+    def weights(self) -> int:
+        return 0 if self.measures else (self.stop - self.start) * math.prod(self.tensor.shape[1:])
 
 
 def available_cores() -> int:
@@ -38,8 +87,7 @@ def available_cores() -> int:
 
 def walk(
     checkpoint: Checkpoint,
-    schemes: Mapping[str, QuantizationScheme],
-    put: Callable[[str, int, Rows], None],
+    consumers: Sequence[Consumer],
     *,
     threads: int,
     progress: Callable[[int, int], None],
@@ -48,9 +96,8 @@ def walk(
 
     Tensors without a scheme stay float. `progress(done, total)` counts weights, from the workers.
     """
-    tensors = [checkpoint.tensor(name) for name in checkpoint.names]
-    total, done = sum(math.prod(tensor.shape) for tensor in tensors), 0
-    pieces = (piece for tensor in tensors for piece in _pieces(tensor, schemes.get(tensor.name)))
+    total, done = sum(math.prod(checkpoint.tensor(name).shape) for name in checkpoint.names), 0
+    pieces = _pieces(checkpoint, consumers)
     lock, stop = threading.Lock(), threading.Event()
 
     def work() -> None:
@@ -60,9 +107,9 @@ def walk(
                 piece = next(pieces, None)
             if piece is None:
                 return
-            _place(piece, put)
+            _handle(piece, consumers, stop)
             with lock:
-                done += (piece.stop - piece.start) * math.prod(piece.tensor.shape[1:])
+                done += piece.weights
                 told = done
             progress(told, total)
 
@@ -75,16 +122,54 @@ def walk(
             stop.set()
 
 
-def _pieces(tensor: LazyTensor, scheme: QuantizationScheme | None) -> Iterator[_Piece]:
+def _pieces(checkpoint: Checkpoint, consumers: Sequence[Consumer]) -> Iterator[_Piece]:
+    """Every tensor in file order; before the first of a block whose magnitude is needed, the block is measured."""
+    blocks: dict[str, Sequence[str]] = {}
+    if any(scheme.needs_amax for consumer in consumers for scheme in consumer.schemes.values()):
+        for block in fused_blocks(checkpoint.architecture):
+            blocks |= dict.fromkeys((linear.name for linear in block), [linear.name for linear in block])
+    measured: dict[str, Mapping[int, _Magnitude]] = {}
+    for name in checkpoint.names:
+        if name in blocks and name not in measured:
+            members = [checkpoint.tensor(member) for member in blocks[name]]
+            count = sum(1 for tensor in members for _ in _steps(tensor))
+            found = {key: _Magnitude(count) for key in _keys(name, consumers)}
+            measured |= dict.fromkeys(blocks[name], found)
+            for tensor in members if found else ():
+                yield from _cut(tensor, found, measures=True)
+        yield from _cut(checkpoint.tensor(name), measured.get(name, {}), measures=False)
+
+
+def _keys(name: str, consumers: Sequence[Consumer]) -> frozenset[int]:
+    """Of the magnitudes that the schemes of the tensor's block need."""
+    return frozenset(
+        _key(consumer, name)
+        for consumer in consumers
+        if (scheme := consumer.schemes.get(name)) is not None and scheme.needs_amax
+    )
+
+
+def _key(consumer: Consumer, name: str) -> int:
+    return id(consumer.pre_quant_scales) if name in consumer.pre_quant_scales else 0
+
+
+def _steps(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
     rows = tensor.shape[0]
     step = max(1, PIECE_ELEMENTS // math.prod(tensor.shape[1:]))
-    for start in range(0, rows, step):
-        yield _Piece(tensor=tensor, scheme=scheme, start=start, stop=min(start + step, rows))
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _place(piece: _Piece, put: Callable[[str, int, Rows], None]) -> None:
+def _cut(tensor: LazyTensor, magnitudes: Mapping[int, _Magnitude], *, measures: bool) -> Iterator[_Piece]:
+    for start, stop in _steps(tensor):
+        yield _Piece(tensor=tensor, start=start, stop=stop, measures=measures, magnitudes=magnitudes)
+
+
+def _handle(piece: _Piece, consumers: Sequence[Consumer], stop: threading.Event) -> None:
     try:
-        put(piece.tensor.name, piece.start, _convert(piece))
+        if piece.measures:
+            _measure(piece, consumers)
+        else:
+            _place(piece, consumers, stop)
     except FloatingPointError as error:
         raise UnusableInput(
             f"{piece.tensor.name}, rows {piece.start} to {piece.stop - 1}: {error}",
@@ -92,28 +177,66 @@ def _place(piece: _Piece, put: Callable[[str, int, Rows], None]) -> None:
         ) from error
 
 
-def _convert(piece: _Piece) -> Rows:
-    """The piece as its scheme stores it: the checkpoint's own codes where they are the scheme's, else rounded.
+def _measure(piece: _Piece, consumers: Sequence[Consumer]) -> None:
+    rows, name = piece.tensor.rows(piece.start, piece.stop), piece.tensor.name
+    scales = {_key(consumer, name): consumer.pre_quant_scales.get(name) for consumer in consumers}
+    for key, magnitude in piece.magnitudes.items():
+        divisor = scales.get(key)
+        magnitude.add(_largest(rows if divisor is None else rows / divisor))
 
-    FloatingPointError for what no scheme holds.
-    """
-    tensor, scheme = piece.tensor, piece.scheme
+
+def _largest(values: NDArray[np.float32]) -> np.float32:
+    """max |v|, found on the bits, where numpy is several times faster than on floats; NaN would be the largest."""
+    bits = np.bitwise_and(values.view(np.uint32), np.uint32(0x7FFFFFFF)).max(initial=np.uint32(0))
+    largest = np.asarray(bits, np.uint32).view(np.float32)[()]
+    if not np.isfinite(largest):
+        raise FloatingPointError("the weights contain NaN or infinity")
+    return np.float32(largest)
+
+
+def _place(piece: _Piece, consumers: Sequence[Consumer], stop: threading.Event) -> None:
+    """Give every consumer the piece as its scheme stores it; consumers that agree share the work."""
+    name = piece.tensor.name
+    rows: NDArray[np.float32] | None = None
+    made: dict[tuple[QuantizationScheme | None, int], Rows] = {}
+    for consumer in consumers:
+        scheme, key = consumer.schemes.get(name), _key(consumer, name)
+        if (scheme, key) not in made:
+            if scheme is not None and key == 0 and _lies_on(piece.tensor.grid, scheme):
+                made[scheme, key] = _stored(piece, scheme)
+            else:
+                rows = piece.tensor.rows(piece.start, piece.stop) if rows is None else rows
+                amax = piece.magnitudes[key].wait(stop) if scheme is not None and scheme.needs_amax else None
+                if stop.is_set():
+                    return
+                divided = rows if key == 0 else rows / consumer.pre_quant_scales[name]
+                made[scheme, key] = _convert(divided, scheme, amax)
+        consumer.put(name, piece.start, made[scheme, key])
+
+
+def _convert(rows: NDArray[np.float32], scheme: QuantizationScheme | None, amax: float | None) -> Rows:
+    """The rows as their scheme stores them. FloatingPointError for what no scheme holds."""
     if scheme is None or scheme.is_float:
-        return _finite(tensor.rows(piece.start, piece.stop))
-    if _lies_on(tensor.grid, scheme):
-        stored = tensor.stored_codes(piece.start, piece.stop)
-        assert stored is not None
-        return QuantizedTensor(
-            scheme=scheme, codes=stored.codes, scales=stored.scales, offsets=_rounded(stored.offsets, scheme)
-        )
+        return _finite(rows)
     try:
-        return quantize(tensor.rows(piece.start, piece.stop), scheme)
+        return quantize(rows, scheme, amax=amax)
     except ValueError as error:
         raise FloatingPointError(str(error)) from None
 
 
+def _stored(piece: _Piece, scheme: QuantizationScheme) -> QuantizedTensor:
+    """The checkpoint's own codes, which are the scheme's."""
+    stored = piece.tensor.stored_codes(piece.start, piece.stop)
+    assert stored is not None
+    return QuantizedTensor(
+        scheme=scheme, codes=stored.codes, scales=stored.scales, offsets=_rounded(stored.offsets, scheme)
+    )
+
+
 def _lies_on(grid: StoredGrid | None, scheme: QuantizationScheme) -> bool:
     """Whether codes on the checkpoint's grid are codes of the scheme."""
+    if scheme.code_format != "int" or scheme.activations != "none":
+        return False
     if grid is None or (grid.bits, grid.group_size, grid.offset) != (scheme.bits, scheme.group_size, scheme.offset):
         return False
     return scheme.offset or scheme.symmetric

@@ -10,14 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeforge import __version__
-from edgeforge.backends import Requirements, WeightSink
+from edgeforge.backends import ModelFiles, Origin, Requirements, WeightSink
 from edgeforge.backends.onnx.genai import genai_config
 from edgeforge.backends.onnx.layout import weight_layout
 from edgeforge.backends.onnx.weights import DATA_FILE, weight_file
-from edgeforge.model.checkpoint import GenerationDefaults
 from edgeforge.planning import BuildPlan
+from edgeforge.quantization.calibration import Calibration
 
-__all__ = ["DATA_FILE", "GENAI_CONFIG_FILE", "GRAPH_FILE", "SCORING_GRAPH_FILE", "finish", "requirements", "sink"]
+__all__ = [
+    "DATA_FILE",
+    "GENAI_CONFIG_FILE",
+    "GRAPH_FILE",
+    "SCORING_GRAPH_FILE",
+    "check",
+    "files",
+    "finish",
+    "requirements",
+    "sink",
+]
 
 GRAPH_FILE = "model.onnx"
 SCORING_GRAPH_FILE = "scoring.onnx"
@@ -26,24 +36,36 @@ GENAI_CONFIG_FILE = "genai_config.json"
 
 def requirements(plan: BuildPlan) -> Requirements:
     """See `edgeforge.backends.Backend`."""
-    if plan.target.profile.kind == "cpu":
-        return Requirements(packages={"onnxruntime": ">=1.23"}, provider="CPUExecutionProvider")
-    return Requirements(packages={"onnxruntime-gpu": ">=1.23"}, provider="CUDAExecutionProvider")
+    package = "onnxruntime" if plan.target.profile.kind == "cpu" else "onnxruntime-gpu"
+    return Requirements(packages={package: ">=1.23"}, provider=_provider(plan))
+
+
+def _provider(plan: BuildPlan) -> str:
+    return "CPUExecutionProvider" if plan.target.profile.kind == "cpu" else "CUDAExecutionProvider"
+
+
+def files(plan: BuildPlan) -> ModelFiles:
+    """See `edgeforge.backends.Backend`."""
+    return ModelFiles(weights=(DATA_FILE,), graph=GRAPH_FILE, scoring_graph=SCORING_GRAPH_FILE)
+
+
+def check(plan: BuildPlan) -> None:
+    """See `edgeforge.backends.Backend`. Every plan of the ONNX targets can be written."""
 
 
 @contextmanager
-def sink(plan: BuildPlan, directory: Path) -> Iterator[WeightSink]:
+def sink(plan: BuildPlan, calibration: Calibration, directory: Path) -> Iterator[WeightSink]:
     """See `edgeforge.backends.Backend`."""
     with weight_file(plan, directory) as weights:
         yield weights
 
 
-def finish(plan: BuildPlan, generation: GenerationDefaults, directory: Path) -> None:
+def finish(plan: BuildPlan, origin: Origin, directory: Path) -> None:
     """See `edgeforge.backends.Backend`."""
     from edgeforge.backends.onnx.llama import decoder  # onnx_ir takes half a second, which `sink` does not need
 
     layout = weight_layout(plan)
     for file, all_logits in ((GRAPH_FILE, False), (SCORING_GRAPH_FILE, True)):
         decoder(plan, layout, DATA_FILE, all_logits=all_logits).save(directory / file, "llama", __version__)
-    config = genai_config(plan, generation, requirements(plan).provider, GRAPH_FILE)
+    config = genai_config(plan, origin.generation, _provider(plan), GRAPH_FILE)
     (directory / GENAI_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
