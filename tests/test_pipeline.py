@@ -148,7 +148,7 @@ def test_a_weight_that_float16_cannot_hold_is_refused_by_name(
     stories: Path, tmp_path: Path, scheme: str, name: str
 ) -> None:
     model = changed_copy(stories, tmp_path / "model", name, poison(1e9))
-    target = resolve_target(load_target("h100"), scheme=scheme)
+    target = resolve_target(load_target("rtx4090"), scheme=scheme)
     with pytest.raises(UnusableInput, match=name):
         build(options(model, tmp_path / "out" / "bundle", target=target), progress=quiet)
     assert everything_in(tmp_path / "out") == []

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgeforge.errors import UsageError
-from edgeforge.hardware import BACKENDS, SCHEMES, FloatName, KvCacheName, Target, engine_for, find_conflict
+from edgeforge.hardware import BACKENDS, ENGINES, SCHEMES, FloatName, KvCacheName, Target, engine_for, find_conflict
 
 _FLOATS: dict[str, FloatName] = {"f16": "f16", "bf16": "bf16", "f32": "f32"}
 _KV_CACHES: dict[str, KvCacheName] = {**_FLOATS, "fp8": "fp8", "int8": "int8"}
@@ -70,7 +70,7 @@ def _with_backend(target: Target, backend: str, scheme: str | None) -> Target:
         return target
     facts, formats = BACKENDS[backend], target.profile.formats
     runnable = [name for name in facts.schemes if SCHEMES[name].needs is None or SCHEMES[name].needs in formats]
-    flowing = _first(facts.activations, formats, target.activations)
+    flowing = _first(facts.activations, target)
     changed = replace(
         target,
         backend=backend,
@@ -86,9 +86,10 @@ def _with_backend(target: Target, backend: str, scheme: str | None) -> Target:
 
 def _engine(target: Target) -> str:
     """The target's engine where it loads the scheme, else the backend's first that does."""
-    known = BACKENDS[target.backend].engines
     best = engine_for(target.backend, target.profile.kind, target.scheme)
-    return best if target.engine not in known or best == "edge-llm" else target.engine
+    if target.engine not in BACKENDS[target.backend].engines or target.scheme not in SCHEMES or best == "edge-llm":
+        return best
+    return target.engine if ENGINES[target.engine].loads(target.backend, target.scheme) else best
 
 
 def _preferred(backend: str, runnable: Sequence[str]) -> str:
@@ -96,9 +97,15 @@ def _preferred(backend: str, runnable: Sequence[str]) -> str:
     return "w4a16" if backend == "onnx" else runnable[0]
 
 
-def _first(known: Sequence[str], formats: Sequence[str], now: str) -> str:
-    """What flows between linears: what does now where the backend holds it, else its first that the hardware has."""
-    return now if now in known else next(name for name in known if name in formats)
+def _first(known: Sequence[str], target: Target) -> str:
+    """What flows between linears: what does now where the backend holds it, else its first that the hardware has.
+
+    A GPU's arithmetic is made for 16 bits, so float32 comes last there.
+    """
+    if target.activations in known:
+        return target.activations
+    order = known if target.profile.kind == "cpu" else sorted(known, key="f32".__eq__)
+    return next(name for name in order if name in target.profile.formats)
 
 
 def _side(known: Sequence[str], flowing: str, small: str) -> str:

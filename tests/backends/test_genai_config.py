@@ -68,7 +68,7 @@ def test_shared_caches_are_as_long_as_the_context() -> None:
 
 @pytest.mark.parametrize(
     ("target", "provider", "options"),
-    [("cpu", "CPUExecutionProvider", []), ("h100", "CUDAExecutionProvider", ["cuda"])],
+    [("cpu", "CPUExecutionProvider", []), ("rtx4090", "CUDAExecutionProvider", ["cuda"])],
 )
 def test_the_device_is_the_targets(target: str, provider: str, options: list[str]) -> None:
     model, _ = config(target=target, provider=provider)

@@ -44,14 +44,14 @@ def config_405b(tmp_path: Path) -> Path:
 
 
 def test_text_shows_the_budget_in_aligned_columns(config_8b: Path) -> None:
-    result = CliRunner().invoke(plan, ["--target", "h100", "--config", str(config_8b)])
+    result = CliRunner().invoke(plan, ["--target", "rtx4090", "--config", str(config_8b)])
     assert result.exit_code == 0, result.exception
     lines = result.stdout.splitlines()
     start = lines.index("  Memory")
     budget = lines[start + 1 : start + 7]
     assert [line.split()[0] for line in budget] == ["weights", "KV", "activations", "runtime", "total", "available"]
     assert len({len(line) for line in budget}) == 1
-    assert "  KV cache     1.07 GB    1.3 %" in budget
+    assert "  KV cache     1.07 GB    4.2 %" in budget
     assert "fits             yes," in result.stdout
     assert "8.03 billion parameters" in result.stdout
 
@@ -72,8 +72,8 @@ def test_json_keys_carry_units_and_add_up(config_8b: Path) -> None:
 def test_what_does_not_fit_shows_its_budget_first(config_405b: Path) -> None:
     result = CliRunner().invoke(plan, ["--target", "h100", "--config", str(config_405b)])
     assert isinstance(result.exception, PlanDoesNotFit)
-    assert "fits             NO, 134 GB too much" in result.stdout
-    assert "4 x h100" in result.stdout
+    assert "fits             NO, 466 GB too much" in result.stdout
+    assert "8 x h100" in result.stdout
 
 
 def test_overrides_reach_the_plan(config_8b: Path) -> None:

@@ -194,7 +194,7 @@ def test_the_demo(demo_int4: Build) -> None:
 
 @pytest.mark.slow
 def test_the_demo_for_a_gpu(demo_gguf: Path, tmp_path: Path) -> None:
-    assert_the_file_holds_what_was_meant(build_once(tmp_path, "demo", target="h100"))
+    assert_the_file_holds_what_was_meant(build_once(tmp_path, "demo", target="rtx4090"))
 
 
 def test_carried_codes_are_the_original_weights(demo_int4: Build) -> None:
@@ -217,7 +217,7 @@ def test_the_fp32_model(stories_int4: Build) -> None:
     assert_the_file_holds_what_was_meant(stories_int4)
 
 
-@pytest.mark.parametrize("target", ["cpu", "h100"])
+@pytest.mark.parametrize("target", ["cpu", "rtx4090"])
 @pytest.mark.parametrize(
     ("scheme", "group_size", "symmetric"),
     [

@@ -48,7 +48,7 @@ def test_data_sheet_figures(profile: HardwareProfile) -> None:
     capability, memory_gib, bandwidth_gb_per_s = DATA_SHEETS[profile.name]
     assert profile.compute_capability == capability
     assert profile.memory_bytes == memory_gib * GIB
-    assert profile.bandwidth_bytes_per_s == bandwidth_gb_per_s * 1e9
+    assert profile.bandwidth_bytes_per_s == round(bandwidth_gb_per_s * 1e9)
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=named)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from edgeforge.errors import DoesNotFit, UnusableInput, UsageError
-from edgeforge.hardware import load_target
+from edgeforge.hardware import available_targets, load_target
 from edgeforge.planning import PlanDoesNotFit, apply_overrides, draft_plan, make_plan, plan_from_json, plan_to_json
 from tests.planning.shapes import LLAMA_8B, LLAMA_70B, LLAMA_405B, STORIES
 
@@ -19,23 +19,30 @@ def refused(*args: object, **overrides: object) -> PlanDoesNotFit:
 
 
 def test_llama_8b_fits_everywhere() -> None:
-    for name in ("cpu", "rtx4090", "h100", "jetson-orin-nx-16gb"):
+    for name in available_targets():
         assert make_plan(LLAMA_8B, load_target(name)).memory.fits
 
 
-def test_llama_405b_needs_four_h100() -> None:
+def test_llama_405b_needs_eight_h100_in_fp8() -> None:
     error = refused(LLAMA_405B, "h100")
+    (cards,) = error.alternatives
+    assert (cards.change, cards.available, cards.plan.target.tensor_parallel) == ("8 x h100", True, 8)
+    assert not draft_plan(LLAMA_405B, replace(load_target("h100"), batch=1, tensor_parallel=4)).memory.fits
+
+
+def test_llama_405b_would_need_four_h100_in_onnx() -> None:
+    error = refused(LLAMA_405B, "h100", backend="onnx", symmetric=False, batch=1)
     (cards,) = error.alternatives
     assert (cards.change, cards.available, cards.plan.target.tensor_parallel) == ("4 x h100", False, 4)
     assert "219.3 GB, and h100 has 85.5 GB" in error.message
     assert "w4a16 is the smallest scheme" in (error.hint or "")
-    assert not draft_plan(LLAMA_405B, replace(load_target("h100"), tensor_parallel=2)).memory.fits
+    assert not draft_plan(LLAMA_405B, replace(error.plan.target, tensor_parallel=2)).memory.fits
 
 
 def test_a_float_model_is_offered_the_most_bits_that_fit() -> None:
     # 70B: 141 GB as f16, 72 GB as int8, and an H100 has 85.5.
-    changes = [option.change for option in refused(LLAMA_70B, "h100", scheme="f16").alternatives]
-    assert changes == ["--scheme w8a16", "2 x h100"]
+    error = refused(LLAMA_70B, "h100", backend="onnx", scheme="f16", batch=1)
+    assert [option.change for option in error.alternatives] == ["--scheme w8a16", "2 x h100"]
 
 
 def test_a_long_context_is_offered_the_longest_that_fits() -> None:

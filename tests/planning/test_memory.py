@@ -28,18 +28,18 @@ def test_parameter_counts_are_the_published_ones() -> None:
 
 
 def test_f16_weights_take_two_bytes_each_and_the_rotary_tables() -> None:
-    plan = draft_plan(LLAMA_8B, with_scheme(load_target("h100"), "f16"))
+    plan = draft_plan(LLAMA_8B, with_scheme(load_target("rtx4090"), "f16"))
     tables = 2 * 8192 * 64 * 2
     assert plan.memory.weights_bytes == 2 * LLAMA_8B.parameter_count + tables
 
 
 def test_the_kv_cache_of_llama_8b_at_8192_tokens_in_f16_is_one_gib() -> None:
-    assert draft_plan(LLAMA_8B, load_target("h100")).memory.kv_cache_bytes == 2**30
+    assert draft_plan(LLAMA_8B, load_target("rtx4090")).memory.kv_cache_bytes == 2**30
 
 
 def test_the_rotary_limit_caps_the_context() -> None:
     short = replace(LLAMA_8B, max_position_embeddings=2048)
-    assert draft_plan(short, load_target("h100")).target.context == 2048
+    assert draft_plan(short, load_target("rtx4090")).target.context == 2048
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -59,7 +59,7 @@ def test_matrix_bytes_are_those_of_the_arrays(bits: int, rows: int, columns: int
 
 
 @pytest.mark.parametrize("shape", [LLAMA_8B, SMOLLM2, STORIES])
-@pytest.mark.parametrize("target", ["cpu", "h100"])
+@pytest.mark.parametrize("target", ["cpu", "rtx4090"])
 def test_the_rows_of_the_summary_are_the_weights(shape: LlamaArchitecture, target: str) -> None:
     plan = draft_plan(shape, load_target(target))
     rows = weight_rows(plan)
@@ -70,15 +70,15 @@ def test_the_rows_of_the_summary_are_the_weights(shape: LlamaArchitecture, targe
 
 
 def test_decode_speed_is_bandwidth_over_bytes_read() -> None:
-    target = replace(with_scheme(load_target("h100"), "f16"), context=2)
+    target = replace(with_scheme(load_target("rtx4090"), "f16"), context=2)
     plan = draft_plan(LLAMA_8B, target)
     read = 2 * (LLAMA_8B.parameter_count - 128_256 * 4096) + 2 * 2 * 64 * 2 + kv_cache_bytes(LLAMA_8B, target, 1)
-    assert plan.decode_tokens_per_s == pytest.approx(3.35e12 / read)
+    assert plan.decode_tokens_per_s == pytest.approx(1.008e12 / read)
 
 
 def test_a_tied_embedding_is_stored_once_and_read_as_the_head() -> None:
-    tied = draft_plan(replace(LLAMA_8B, tie_word_embeddings=True), load_target("h100"))
-    untied = draft_plan(LLAMA_8B, replace(load_target("h100"), lm_head="w8a16"))
+    tied = draft_plan(replace(LLAMA_8B, tie_word_embeddings=True), load_target("rtx4090"))
+    untied = draft_plan(LLAMA_8B, replace(load_target("rtx4090"), lm_head="w8a16"))
     head = weight_rows(untied)[-1]
     assert head.role == "lm_head"
     assert untied.memory.weights_bytes - tied.memory.weights_bytes == head.stored_bytes
@@ -86,12 +86,12 @@ def test_a_tied_embedding_is_stored_once_and_read_as_the_head() -> None:
 
 
 def test_cards_share_the_weights_and_the_cache() -> None:
-    one = draft_plan(LLAMA_405B, load_target("h100"))
-    four = draft_plan(LLAMA_405B, replace(load_target("h100"), tensor_parallel=4))
+    one = draft_plan(LLAMA_405B, load_target("rtx4090"))
+    four = draft_plan(LLAMA_405B, replace(load_target("rtx4090"), tensor_parallel=4))
     assert four.memory.kv_cache_bytes * 4 == one.memory.kv_cache_bytes
     assert four.memory.weights_bytes * 4 == pytest.approx(one.memory.weights_bytes, rel=0.001)
     # 8 KV heads on 16 cards: each holds one, none holds half of one.
-    sixteen = draft_plan(LLAMA_405B, replace(load_target("h100"), tensor_parallel=16))
+    sixteen = draft_plan(LLAMA_405B, replace(load_target("rtx4090"), tensor_parallel=16))
     assert sixteen.memory.kv_cache_bytes * 8 == one.memory.kv_cache_bytes
 
 
