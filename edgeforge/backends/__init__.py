@@ -7,7 +7,7 @@ order.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
@@ -71,6 +71,22 @@ class Requirements:
     engine: EngineRecord | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputScales:
+    """How the stored files have their engine round what flows, read back from them. A linear goes by its weight's name.
+
+    inputs            scale of the linear's input, where it is static: of the e4m3 numbers of fp8 and w4a8 (max |x| / 448),
+                      of nvfp4's blocks (max |x| / 2688)
+    pre_quant_scales  float32 [K]: the input is multiplied by it first; not where it was folded into a norm
+    keys, values      per layer, the scales of the cached keys and values; empty where the cache is not quantized
+    """
+
+    inputs: Mapping[str, float] = field(default_factory=dict)
+    pre_quant_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    keys: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
+
+
 class Backend(Protocol):
     """What the pipeline asks of a backend module."""
 
@@ -95,7 +111,16 @@ class ReadableBackend(Backend, Protocol):
     """A backend whose files can be read back, to validate them where their engine cannot run."""
 
     def read_back(self, plan: BuildPlan, directory: Path) -> Weights:
-        """The stored weights under their Hugging Face names, dequantized as the consumer's kernel would."""
+        """The stored weights under their Hugging Face names, dequantized as the consumer's kernel would.
+
+        `directory` is the bundle's model/. A weight whose input has a pre-quant scale in `read_inputs` is as stored,
+        its columns divided by it; a norm is as stored, with what was folded into it. UnusableInput for files that are
+        not as the plan says.
+        """
+        ...
+
+    def read_inputs(self, plan: BuildPlan, directory: Path) -> InputScales:
+        """The scales of inputs and of the cache that the files carry."""
         ...
 
 
