@@ -75,7 +75,7 @@ class Requirements:
 class InputScales:
     """How the stored files have their engine round what flows, read back from them. A linear goes by its weight's name.
 
-    inputs            scale of the linear's input, where it is static: of the e4m3 numbers of fp8 and w4a8 (max |x| / 448),
+    inputs            scale of the linear's input where it is static: of e4m3 numbers in fp8 and w4a8 (max |x| / 448),
                       of nvfp4's blocks (max |x| / 2688)
     pre_quant_scales  float32 [K]: the input is multiplied by it first; not where it was folded into a norm
     keys, values      per layer, the scales of the cached keys and values; empty where the cache is not quantized
