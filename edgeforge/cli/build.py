@@ -1,5 +1,7 @@
 """`edgeforge build`: a checkpoint becomes a verified bundle."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -8,27 +10,44 @@ import click
 from edgeforge.cli import options
 
 if TYPE_CHECKING:
+    from edgeforge.hardware import Target
     from edgeforge.pipeline import BuildResult
     from edgeforge.planning import BuildPlan
 
 
 @click.command()
-@options.target_option
+@click.option(
+    "-t",
+    "--target",
+    "targets",
+    required=True,
+    multiple=True,
+    metavar="NAME",
+    help="Target name (see `edgeforge targets`) or a TOML file; give several to build them in one pass.",
+)
 @options.model_option
 @options.revision_option
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Bundle to make.  [default: artifacts/MODEL-TARGET]")
-@options.scheme_option
-@options.group_size_option
-@options.symmetric_option
-@options.context_option
-@options.batch_option
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Bundle to make; with several targets, the folder for all.  [default: artifacts/MODEL-TARGET]",
+)
+@options.target_changes
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text, JSON Lines or measured scales for static scales; `none` leaves them to the engine.  "
+    "[default: a built-in text]",
+)
 @options.threads_option
 @click.option(
     "--exporter",
     type=click.Choice(["edgeforge", "optimum"]),
     default="edgeforge",
     show_default=True,
-    help="Who writes the graph; optimum is a slow, independent second road.",
+    help="Who writes the ONNX graph; optimum is a slow, independent second road.",
 )
 @click.option("--validate/--no-validate", default=True, help="Compare with the original and hold the target's gate.")
 @click.option(
@@ -44,15 +63,12 @@ if TYPE_CHECKING:
 @options.json_option
 @options.quiet_option
 def build(
-    target: str,
+    targets: tuple[str, ...],
     model: str | None,
     revision: str | None,
     out: Path | None,
-    scheme: str | None,
-    group_size: int | None,
-    symmetric: bool | None,
-    context: int | None,
-    batch: int | None,
+    changes: options.Changes,
+    calibration: Path | None,
     threads: int | None,
     exporter: Literal["edgeforge", "optimum"],
     validate: bool,
@@ -65,65 +81,105 @@ def build(
     """Build a bundle for a target, and compare it with its original.
 
     The bundle appears only when it is complete. It then answers the same text as the original, and the target's gate
-    decides: exit code 5 leaves the bundle, marked as failed in its report.
+    decides: exit code 5 leaves the bundle, marked as failed in its report. Several targets are built in one pass over
+    the model.
 
     \b
     Examples:
       edgeforge build --target cpu --model demo
       edgeforge build --target cpu --model ./Llama-3.2-1B-Instruct --out llama-1b
       edgeforge build --target rtx4090 --model meta-llama/Llama-3.1-8B-Instruct --dry-run
+      edgeforge build --target h100 --target rtx4090 --target jetson-agx-orin-64gb
+      edgeforge build --target l40s --backend compressed-tensors --scheme w4a16
       edgeforge build --target cpu --model model.gguf --scheme w8a16 --no-validate --json
     """
-    from dataclasses import replace
-
     from edgeforge import pipeline
-    from edgeforge.cli.output import check_destination, default_output, destination
+    from edgeforge.cli.output import check_destination, destinations
     from edgeforge.cli.progress import Progress
-    from edgeforge.hardware import load_target
 
-    resolved = pipeline.resolve_target(
-        load_target(target), scheme=scheme, group_size=group_size, symmetric=symmetric, context=context, batch=batch
-    )
-    reference = model or resolved.default_model
-    folder = out or default_output(reference, resolved.name, scheme)
-    asked = pipeline.BuildOptions(
-        target=resolved,
-        model=reference,
-        revision=revision,
-        out=folder,
-        validate=validate,
-        threads=threads,
-        exporter=exporter,
-        chunks=chunks,
-    )
-    check_destination(folder, force=force)
+    resolved = [changes.applied_to(name) for name in targets]
+    folders = _folders(resolved, model, out, changes)
+    asked = [
+        pipeline.BuildOptions(
+            target=target,
+            model=_model(resolved, model),
+            revision=revision,
+            out=folder,
+            validate=validate,
+            threads=threads,
+            exporter=exporter,
+            chunks=chunks,
+            calibration=calibration,
+        )
+        for target, folder in zip(resolved, folders, strict=True)
+    ]
+    for folder in folders:
+        check_destination(folder, force=force)
     if dry_run:
-        _show_plan(pipeline.prepare(asked).plan, as_json)
+        _show_plans([prepared.plan for prepared in pipeline.prepare_all(asked)], as_json)
         return
-    with destination(folder, force=force) as fresh, Progress(quiet=quiet or as_json) as progress:
-        result = pipeline.build(replace(asked, out=fresh), progress=progress)
-    _show_result(result, folder, as_json)
+    with destinations(folders, force=force) as fresh, Progress(quiet=quiet or as_json) as progress:
+        asked = [replace(each, out=folder) for each, folder in zip(asked, fresh, strict=True)]
+        results = pipeline.build_all(asked, progress=progress)
+    _show_results(results, folders, as_json)
 
 
-def _show_plan(plan: "BuildPlan", as_json: bool) -> None:
+def _model(targets: Sequence["Target"], model: str | None) -> str:
+    """The one model that all targets are built from."""
+    from edgeforge.errors import UsageError
+
+    if model is not None:
+        return model
+    defaults = {target.default_model for target in targets}
+    if len(defaults) > 1:
+        raise UsageError(
+            f"the targets have different default models ({', '.join(sorted(defaults))})", hint="name one with --model"
+        )
+    return defaults.pop()
+
+
+def _folders(targets: Sequence["Target"], model: str | None, out: Path | None, changes: options.Changes) -> list[Path]:
+    """A folder per target, all different."""
+    from edgeforge.cli.output import default_output
+    from edgeforge.errors import UsageError
+
+    names = [target.name for target in targets]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"target {twice} was given twice", hint="give each target once")
+    if out is not None:
+        return [out] if len(targets) == 1 else [out / name for name in names]
+    reference = _model(targets, model)
+    return [default_output(reference, name, backend=changes.backend, scheme=changes.scheme) for name in names]
+
+
+def _show_plans(plans: Sequence["BuildPlan"], as_json: bool) -> None:
     from edgeforge.cli.console import emit_json
     from edgeforge.cli.report import plan_document, plan_fields
     from edgeforge.cli.text import fields
 
     if as_json:
-        emit_json({"target": plan.target.name, "dry_run": True, "plan": plan_document(plan)})
-    else:
-        click.echo(fields(plan_fields(plan)))
-        click.echo("\nNothing was written. `edgeforge plan` shows the whole plan.")
+        found = [{"target": plan.target.name, "dry_run": True, "plan": plan_document(plan)} for plan in plans]
+        emit_json(found[0] if len(found) == 1 else {"builds": found})
+        return
+    for plan in plans:
+        if len(plans) > 1:
+            click.echo(plan.target.name)
+        click.echo(fields(plan_fields(plan)) + "\n")
+    click.echo("Nothing was written. `edgeforge plan` shows the whole plan.")
 
 
-def _show_result(result: "BuildResult", folder: Path, as_json: bool) -> None:
+def _show_results(results: Sequence["BuildResult"], folders: Sequence[Path], as_json: bool) -> None:
+    """Every result, then the first gate that failed."""
     from edgeforge.cli.console import emit_json
     from edgeforge.cli.report import build_document, build_text, check_gate
 
+    done = list(zip(results, folders, strict=True))
     if as_json:
-        emit_json(build_document(result, folder))
+        found = [build_document(result, folder) for result, folder in done]
+        emit_json(found[0] if len(found) == 1 else {"builds": found})
     else:
-        click.echo(build_text(result, folder))
-    if result.validation is not None:
-        check_gate(result.validation, folder)
+        click.echo("\n\n".join(build_text(result, folder) for result, folder in done))
+    for result, folder in done:
+        if result.validation is not None:
+            check_gate(result.validation, folder)

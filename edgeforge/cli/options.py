@@ -1,6 +1,14 @@
 """Options that several commands share, each declared once. Click checks words, the pipeline checks meaning."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce, wraps
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from edgeforge.hardware import Target
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and no progress.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -21,9 +29,19 @@ model_option = click.option(
 )
 revision_option = click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["onnx", "modelopt", "tensorrt-llm", "trtllm-engine", "compressed-tensors"]),
+    help="Who writes the files.  [default: the target's]",
+)
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["onnxruntime", "tensorrt-llm", "vllm", "edge-llm", "tensorrt"]),
+    help="What will load them.  [default: the target's, or the backend's first that runs the scheme]",
+)
 scheme_option = click.option(
     "--scheme",
-    type=click.Choice(["w4a16", "w8a16", "f16", "f32"]),
+    type=click.Choice(["w4a16", "w8a16", "w4a8", "fp8", "fp8-dynamic", "nvfp4", "bf16", "f16", "f32"]),
     help="How linears are stored.  [default: the target's]",
 )
 group_size_option = click.option(
@@ -32,10 +50,106 @@ group_size_option = click.option(
 symmetric_option = click.option(
     "--symmetric/--asymmetric", "symmetric", default=None, help="Without or with zero points.  [default: the target's]"
 )
+kv_cache_option = click.option(
+    "--kv-cache",
+    type=click.Choice(["f32", "f16", "bf16", "fp8", "int8"]),
+    help="How cached keys and values are stored.  [default: the target's]",
+)
 context_option = click.option(
     "--context", type=click.IntRange(min=1), metavar="N", help="Longest prompt and answer together, in tokens."
 )
 batch_option = click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Sequences at once.")
+tensor_parallel_option = click.option(
+    "--tensor-parallel", type=click.IntRange(min=1), metavar="N", help="Cards that share every layer."
+)
+pipeline_parallel_option = click.option(
+    "--pipeline-parallel", type=click.IntRange(min=1), metavar="N", help="Groups of cards that share the layers."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What the user changes about a target; None leaves a setting alone."""
+
+    backend: str | None
+    engine: str | None
+    scheme: str | None
+    group_size: int | None
+    symmetric: bool | None
+    kv_cache: str | None
+    context: int | None
+    batch: int | None
+    tensor_parallel: int | None
+    pipeline_parallel: int | None
+
+    def applied_to(self, name: str) -> "Target":
+        """The target called `name` with these changes. Raises UsageError, UnusableInput."""
+        from edgeforge.hardware import load_target
+        from edgeforge.planning import apply_overrides
+
+        return apply_overrides(
+            load_target(name),
+            backend=self.backend,
+            engine=self.engine,
+            scheme=self.scheme,
+            group_size=self.group_size,
+            symmetric=self.symmetric,
+            kv_cache=self.kv_cache,
+            context=self.context,
+            batch=self.batch,
+            tensor_parallel=self.tensor_parallel,
+            pipeline_parallel=self.pipeline_parallel,
+        )
+
+
+_CHANGES = (
+    backend_option,
+    engine_option,
+    scheme_option,
+    group_size_option,
+    symmetric_option,
+    kv_cache_option,
+    context_option,
+    batch_option,
+    tensor_parallel_option,
+    pipeline_parallel_option,
+)
+
+
+def target_changes(command: Callable[..., None]) -> Callable[..., None]:
+    """Every option that changes a target, handed to the command as one argument: `changes`."""
+
+    @wraps(command)
+    def gathered(
+        *,
+        backend: str | None,
+        engine: str | None,
+        scheme: str | None,
+        group_size: int | None,
+        symmetric: bool | None,
+        kv_cache: str | None,
+        context: int | None,
+        batch: int | None,
+        tensor_parallel: int | None,
+        pipeline_parallel: int | None,
+        **others: object,
+    ) -> None:
+        changes = Changes(
+            backend=backend,
+            engine=engine,
+            scheme=scheme,
+            group_size=group_size,
+            symmetric=symmetric,
+            kv_cache=kv_cache,
+            context=context,
+            batch=batch,
+            tensor_parallel=tensor_parallel,
+            pipeline_parallel=pipeline_parallel,
+        )
+        command(changes=changes, **others)
+
+    return reduce(lambda decorated, option: option(decorated), reversed(_CHANGES), gathered)
+
 
 system_option = click.option("--system", metavar="TEXT", help="A system message before the conversation.")
 max_new_tokens_option = click.option(

@@ -1,8 +1,8 @@
 """Where a bundle goes: the default folder, and taking the place of an older bundle."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from edgeforge.errors import UsageError
@@ -10,13 +10,13 @@ from edgeforge.errors import UsageError
 ARTIFACTS = Path("artifacts")
 
 
-def default_output(model: str, target: str, scheme: str | None) -> Path:
-    """`artifacts/<model>-<target>[-scheme]`; the scheme only where the user chose one.
+def default_output(model: str, target: str, *, backend: str | None = None, scheme: str | None = None) -> Path:
+    """`artifacts/<model>-<target>[-backend][-scheme]`; backend and scheme only where the user chose them.
 
-    >>> str(default_output("meta-llama/Llama-3.1-8B-Instruct", "h100", None))
+    >>> str(default_output("meta-llama/Llama-3.1-8B-Instruct", "h100"))
     'artifacts/Llama-3.1-8B-Instruct-h100'
     """
-    parts = [model_slug(model), target, *([scheme] if scheme else [])]
+    parts = [model_slug(model), target, *(word for word in (backend, scheme) if word)]
     return ARTIFACTS / "-".join(parts)
 
 
@@ -36,6 +36,13 @@ def check_destination(out: Path, *, force: bool) -> None:
     if force and out.is_symlink():
         raise UsageError(f"{out} is a link, so --force will not replace it", hint="name the folder it points to")
     bundle.check_destination(out, replace=force)
+
+
+@contextmanager
+def destinations(folders: Sequence[Path], *, force: bool) -> Iterator[list[Path]]:
+    """`destination` of several folders."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(destination(folder, force=force)) for folder in folders]
 
 
 @contextmanager

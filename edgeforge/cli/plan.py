@@ -23,22 +23,14 @@ ROLES = {"q": "query", "k": "key", "v": "value", "o": "output", "lm_head": "outp
 @click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), help="A config.json, instead of a whole model."
 )
-@options.scheme_option
-@options.group_size_option
-@options.symmetric_option
-@options.context_option
-@options.batch_option
+@options.target_changes
 @options.json_option
 def plan(
     target: str,
     model: str | None,
     revision: str | None,
     config: Path | None,
-    scheme: str | None,
-    group_size: int | None,
-    symmetric: bool | None,
-    context: int | None,
-    batch: int | None,
+    changes: options.Changes,
     as_json: bool,
 ) -> None:
     """Predict memory, disk and speed on a target; reads no weights.
@@ -53,14 +45,11 @@ def plan(
       edgeforge plan --target jetson-orin-nx-16gb --config config.json --json
     """
     from edgeforge.errors import UsageError
-    from edgeforge.hardware import load_target
-    from edgeforge.planning import PlanDoesNotFit, apply_overrides, make_plan
+    from edgeforge.planning import PlanDoesNotFit, make_plan
 
     if model is not None and config is not None:
         raise UsageError("--model and --config exclude each other", hint="--config needs no weights, --model may have")
-    resolved = apply_overrides(
-        load_target(target), scheme=scheme, group_size=group_size, symmetric=symmetric, context=context, batch=batch
-    )
+    resolved = changes.applied_to(target)
     reference = str(config) if config else model or resolved.default_model
     architecture, stored = _read_config(config) if config else _read_model(reference, revision)
     try:
@@ -112,6 +101,7 @@ def _show(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference:
 def plan_text(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference: str) -> str:
     """The plan for people: the model, its weights, the memory budget, and what would fit."""
     from edgeforge.cli.text import fields
+    from edgeforge.hardware import ENGINES
 
     target, profile = plan.target, plan.target.profile
     a = plan.architecture
@@ -119,7 +109,11 @@ def plan_text(plan: "BuildPlan", alternatives: tuple["Alternative", ...], refere
     head = [
         ("model", f"{reference}, {count_text(a.parameter_count)} parameters in {a.num_hidden_layers} layers"),
         ("target", f"{target.name}: {profile.title or profile.name}"),
-        ("backend", f"{target.backend}, {target.activations} activations, {target.kv_cache} KV cache"),
+        (
+            "backend",
+            f"{target.backend} for {ENGINES[target.engine].title}, {target.activations} activations, "
+            f"{target.kv_cache} KV cache",
+        ),
         ("context", f"{target.context:,} tokens{batch}"),
     ]
     sections = [fields(head), _weights_text(plan), _memory_text(plan), fields(_outcome(plan))]
@@ -150,7 +144,7 @@ def _memory_text(plan: "BuildPlan") -> str:
     """One line per part of the budget, with its share of what the hardware has."""
     from edgeforge.cli.text import bytes_text, table
 
-    memory, cards = plan.memory, plan.target.tensor_parallel
+    memory, cards = plan.memory, plan.target.cards
     parts = [
         ("weights", memory.weights_bytes),
         ("KV cache", memory.kv_cache_bytes),
@@ -167,7 +161,7 @@ def _memory_text(plan: "BuildPlan") -> str:
 
 
 def _outcome(plan: "BuildPlan") -> list[tuple[str, str]]:
-    from edgeforge.cli.text import bytes_text
+    from edgeforge.cli.text import bytes_text, decode_text
     from edgeforge.planning import max_context
 
     memory, profile, longest = plan.memory, plan.target.profile, max_context(plan)
@@ -182,18 +176,18 @@ def _outcome(plan: "BuildPlan") -> list[tuple[str, str]]:
         ("fits", verdict),
         ("longest context", "none fits" if longest is None else f"{longest:,} tokens{model_limit}"),
         ("bundle on disk", bytes_text(plan.disk_bytes)),
-        ("decode bound", f"{speed_text(plan.decode_tokens_per_s)} tokens/s, by memory bandwidth of {bandwidth}"),
+        ("decode bound", f"{decode_text(plan.decode_tokens_per_s)} tokens/s, by memory bandwidth of {bandwidth}"),
     ]
 
 
 def _alternatives_text(alternatives: tuple["Alternative", ...]) -> str:
-    from edgeforge.cli.text import bytes_text, table
+    from edgeforge.cli.text import bytes_text, decode_text, table
 
     cells = [
         [
             f"  {option.change}",
-            bytes_text(option.plan.memory.total_bytes) + (" each" if option.plan.target.tensor_parallel > 1 else ""),
-            f"{speed_text(option.plan.decode_tokens_per_s)} tokens/s",
+            bytes_text(option.plan.memory.total_bytes) + (" each" if option.plan.target.cards > 1 else ""),
+            f"{decode_text(option.plan.decode_tokens_per_s)} tokens/s",
             "" if option.available else f"once backend {option.plan.target.backend} can split a model",
         ]
         for option in alternatives
@@ -203,6 +197,8 @@ def _alternatives_text(alternatives: tuple["Alternative", ...]) -> str:
 
 def scheme_text(scheme: "QuantizationScheme") -> str:
     """`w4a16, groups of 128`, and what is not symmetric about it."""
+    if scheme.granularity != "group":
+        return f"{scheme.name}, per {scheme.granularity}"
     if scheme.group_size is None:
         return scheme.name
     kind = ", offsets" if scheme.offset else "" if scheme.symmetric else ", zero points"
@@ -215,10 +211,6 @@ def count_text(count: int) -> str:
         if count >= size:
             return f"{count / size:.2f} {word}" if count < 100 * size else f"{count / size:.1f} {word}"
     return str(count)
-
-
-def speed_text(tokens_per_s: float) -> str:
-    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 100 else f"{tokens_per_s:.1f}"
 
 
 def plan_document(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference: str) -> dict[str, object]:
@@ -236,7 +228,10 @@ def plan_document(plan: "BuildPlan", alternatives: tuple["Alternative", ...], re
         "group_size": target.group_size,
         "context_tokens": target.context,
         "batch_sequences": target.batch,
-        "cards": target.tensor_parallel,
+        "engine": target.engine,
+        "cards": target.cards,
+        "tensor_parallel": target.tensor_parallel,
+        "pipeline_parallel": target.pipeline_parallel,
         "fits": plan.memory.fits,
         "memory": _memory_document(plan),
         "max_context_tokens": max_context(plan),
@@ -273,7 +268,7 @@ def _alternative_document(option: "Alternative") -> dict[str, object]:
         "scheme": target.scheme,
         "context_tokens": target.context,
         "batch_sequences": target.batch,
-        "cards": target.tensor_parallel,
+        "cards": target.cards,
         "memory": _memory_document(option.plan),
         "decode_tokens_per_s": option.plan.decode_tokens_per_s,
     }

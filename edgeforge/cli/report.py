@@ -72,6 +72,8 @@ def stored_text(plan: "BuildPlan") -> str:
 
 def scheme_text(scheme: "QuantizationScheme") -> str:
     """`w4a16 in groups of 32`"""
+    if scheme.granularity != "group":
+        return f"{scheme.name} per {scheme.granularity}"
     return scheme.name if scheme.group_size is None else f"{scheme.name} in groups of {scheme.group_size}"
 
 
@@ -147,6 +149,8 @@ def plan_document(plan: "BuildPlan") -> dict[str, object]:
     """The plan's headline figures."""
     memory = plan.memory
     return {
+        "backend": plan.target.backend,
+        "engine": plan.target.engine,
         "scheme": plan.target.scheme,
         "group_size": plan.target.group_size,
         "context": plan.target.context,

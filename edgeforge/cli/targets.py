@@ -8,6 +8,7 @@ from edgeforge.cli.options import json_option
 
 if TYPE_CHECKING:
     from edgeforge.hardware import Target
+    from edgeforge.model.architecture import LlamaArchitecture
 
 
 @click.group(invoke_without_command=True)
@@ -50,41 +51,73 @@ def show(name: str, as_json: bool) -> None:
 
 
 def list_text(known: list["Target"]) -> str:
-    """A row per target."""
+    """A row per target: its hardware, what is built for it, and how Llama 3.1 fits."""
     from edgeforge.cli.text import bytes_text, table
+    from edgeforge.model.llama31 import LLAMA_3_1
 
     rows = [
         [
             target.name,
-            target.profile.title or target.profile.name,
-            bytes_text(target.profile.memory_bytes),
+            (f"{target.cards} x " if target.cards > 1 else "") + bytes_text(target.profile.memory_bytes),
             f"{target.profile.bandwidth_bytes_per_s / 1e9:,.0f} GB/s",
             target.backend,
             target.scheme,
-            f"{target.context:,}",
+            *(fit_text(target, shape) for shape in LLAMA_3_1.values()),
         ]
         for target in known
     ]
-    headers = ["name", "hardware", "memory", "bandwidth", "backend", "scheme", "context"]
-    return f"{table(headers, rows, right=frozenset({2, 3, 6}))}\n\n`edgeforge targets show NAME` tells all about one."
+    headers = ["name", "memory", "bandwidth", "backend", "scheme", *LLAMA_3_1]
+    return f"{table(headers, rows, right=frozenset({1, 2, 5, 6, 7}))}\n\n{LEGEND}"
+
+
+LEGEND = (
+    "8B, 70B, 405B: the most tokens per second that one sequence of Llama 3.1 can decode in the target's scheme, half\n"
+    "way through its context: memory bandwidth over the bytes read per token (the roofline). In brackets, what to\n"
+    "change so that the model fits; - where nothing helps. `edgeforge targets show NAME` tells all about one target,\n"
+    "`edgeforge plan --target NAME --model REF` what a model takes there."
+)
+
+
+def fit_text(target: "Target", shape: "LlamaArchitecture") -> str:
+    """Tokens per second at the roofline, with what must change for the model to fit; `-` where nothing helps."""
+    from dataclasses import replace
+
+    from edgeforge.cli.text import decode_text
+    from edgeforge.errors import DoesNotFit, UnusableInput
+    from edgeforge.planning import PlanDoesNotFit, make_plan
+
+    try:
+        return decode_text(make_plan(shape, replace(target, batch=1)).decode_tokens_per_s)
+    except PlanDoesNotFit as error:
+        option = next((option for option in error.alternatives if option.available), None)
+        if option is None or option.plan.target.cards > target.cards:
+            return "-"
+        return f"{decode_text(option.plan.decode_tokens_per_s)} ({option.change.removeprefix('--')})"
+    except (DoesNotFit, UnusableInput):
+        return "-"
 
 
 def target_text(target: "Target") -> str:
     """Everything about one target, in sections."""
     from edgeforge.cli.text import bytes_text, fields
+    from edgeforge.hardware import ENGINES, SCHEMES
 
     profile, gate = target.profile, target.gate
-    kind = "symmetric" if target.symmetric else "with zero points"
+    facts = SCHEMES[target.scheme]
+    kind = "symmetric" if target.symmetric or facts.symmetric else "with zero points"
+    grouped = not facts.is_float and facts.granularity == "group"
+    groups = f"groups of {facts.group_size or target.group_size}, {kind}" if grouped else ""
     built = [
-        ("backend", target.backend),
-        ("scheme", f"{target.scheme}, groups of {target.group_size}, {kind}"),
+        ("backend", f"{target.backend}, for {ENGINES[target.engine].title}"),
+        ("why", target.reason or "the file does not say"),
+        ("scheme", f"{target.scheme}, {groups}" if groups else target.scheme),
         ("output head", target.lm_head),
         ("embedding", target.embedding),
         ("activations", target.activations),
         ("KV cache", target.kv_cache),
         ("context", f"{target.context:,} tokens"),
         ("batch", str(target.batch)),
-        ("cards", str(target.tensor_parallel)),
+        ("cards", str(target.cards)),
         ("default model", target.default_model),
     ]
     hardware = [

@@ -15,6 +15,11 @@ def bytes_text(count: int) -> str:
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}" if value >= 10 else f"{value:.2f} {unit}"
 
 
+def decode_text(tokens_per_s: float) -> str:
+    """1,203 or 27.4, tokens per second."""
+    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 100 else f"{tokens_per_s:.1f}"
+
+
 def plus_minus(value: float, standard_error: float, digits: int) -> str:
     """`23.24 ± 0.31`"""
     return f"{value:.{digits}f} ± {standard_error:.{digits}f}"

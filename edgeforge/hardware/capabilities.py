@@ -208,6 +208,7 @@ ENGINES: Mapping[str, EngineFacts] = {
 }
 
 PLANNED = frozenset({"auto", "optimum"})
+MOST_CHOICES = 3  # in one sentence
 
 
 def engine_for(backend: str, kind: str, scheme: str) -> str:
@@ -287,7 +288,7 @@ _RULES: tuple[tuple[str, Callable[[Target, BackendFacts], bool], str], ...] = (
     (
         "kv_cache",
         lambda target, backend: target.kv_cache in backend.kv_caches,
-        "kv_cache {target.kv_cache} cannot be stored with backend {target.backend}",
+        "kv_cache {target.kv_cache} cannot be stored with backend {target.backend}; use {target.activations}",
     ),
     (
         "kv_cache",
@@ -317,42 +318,45 @@ _RULES: tuple[tuple[str, Callable[[Target, BackendFacts], bool], str], ...] = (
 def _engine_conflict(target: Target) -> tuple[str, str] | None:
     """Whether the engine loads the files, and runs the scheme on this GPU; the sentence lists what would do."""
     engine, facts = ENGINES[target.engine], SCHEMES[target.scheme]
-    profile = target.profile
-    capability = profile.compute_capability
+    profile, capability = target.profile, target.profile.compute_capability
     where = profile.name + (f" (compute capability {capability})" if capability else "")
     if facts.needs is not None and facts.needs not in profile.formats:
-        return (
-            "scheme",
-            f"{where} has no {facts.needs.upper()} arithmetic for scheme {target.scheme}; {_instead(target)}",
+        return "scheme", f"{where} has no {facts.needs.upper()} arithmetic, which scheme {target.scheme} needs" + (
+            _instead(target)
         )
     if not engine.loads(target.backend, target.scheme):
-        return "engine", (
-            f"{engine.title} does not load scheme {target.scheme} as backend {target.backend} writes it; "
-            f"{_instead(target)}"
+        return "engine", f"{engine.title} does not load scheme {target.scheme} from backend {target.backend}" + (
+            _instead(target)
         )
     capabilities = engine.capabilities(target.backend, target.scheme)
     if capabilities is not None and capability not in capabilities:
         return "scheme", (
-            f"{engine.title} does not run scheme {target.scheme} from backend {target.backend} on {where}; "
-            f"{_instead(target)}"
+            f"{engine.title} does not run scheme {target.scheme} from backend {target.backend} on {where}"
+            + _instead(target)
         )
     return None
 
 
 def _instead(target: Target) -> str:
-    """What does run there: the backend's own other schemes first, then other backends for this scheme."""
-    own = runnable_schemes(target.profile.compute_capability, target.backend, target.engine, target.profile.formats)
-    others = [
-        f"--backend {backend}" + (f" --engine {engine}" if engine != BACKENDS[backend].engines[0] else "")
+    """What does run there, as the user would type it: the same scheme by other roads, then the road's other schemes."""
+    profile = target.profile
+
+    def runs(backend: str, engine: str) -> tuple[str, ...]:
+        found = runnable_schemes(profile.compute_capability, backend, engine, profile.formats)
+        return tuple(name for name in found if not SCHEMES[name].is_float)
+
+    roads = [
+        (backend, engine)
         for backend, facts in BACKENDS.items()
         for engine in facts.engines
-        if (backend, engine) != (target.backend, target.engine)
-        and target.profile.kind in facts.kinds
-        and target.scheme
-        in runnable_schemes(target.profile.compute_capability, backend, engine, target.profile.formats)
+        if profile.kind in facts.kinds and target.scheme in runs(backend, engine)
     ]
-    choices = [f"--scheme {name}" for name in own] + others
-    return f"use {' or '.join(choices)}" if choices else "use --backend onnx"
+    # What changes least comes first: the engine stays, else the backend does.
+    roads.sort(key=lambda road: (road[1] != target.engine, road[0] != target.backend))
+    same = [f"--backend {backend}" if backend != target.backend else f"--engine {engine}" for backend, engine in roads]
+    others = [f"--scheme {name}" for name in runs(target.backend, target.engine)]
+    choices = list(dict.fromkeys((same + others) if others or same else ["--backend onnx --scheme w4a16"]))
+    return f"; use {' or '.join(choices[:MOST_CHOICES])}"
 
 
 def runnable_schemes(capability: str | None, backend: str, engine: str, formats: tuple[str, ...]) -> tuple[str, ...]:

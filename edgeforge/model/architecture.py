@@ -5,6 +5,7 @@ Field names are config.json's own, and defaults of absent fields are those of tr
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 from edgeforge.errors import UnusableInput
 from edgeforge.model import fields
@@ -53,32 +54,7 @@ class LlamaArchitecture:
 
     def linears(self) -> Iterator[Linear]:
         """Every linear, layer by layer in the order of use; lm_head last, and only when it is not the embedding."""
-        for layer in range(self.num_hidden_layers):
-            yield from self._layer_linears(layer)
-        if not self.tie_word_embeddings:
-            yield Linear(
-                name="lm_head.weight",
-                role="lm_head",
-                layer=None,
-                out_features=self.vocab_size,
-                in_features=self.hidden_size,
-            )
-
-    def _layer_linears(self, layer: int) -> Iterator[Linear]:
-        heads = self.num_attention_heads * self.head_dim
-        kv_heads = self.num_key_value_heads * self.head_dim
-        rows = (
-            ("q", "self_attn.q_proj", heads, self.hidden_size),
-            ("k", "self_attn.k_proj", kv_heads, self.hidden_size),
-            ("v", "self_attn.v_proj", kv_heads, self.hidden_size),
-            ("o", "self_attn.o_proj", self.hidden_size, heads),
-            ("gate", "mlp.gate_proj", self.intermediate_size, self.hidden_size),
-            ("up", "mlp.up_proj", self.intermediate_size, self.hidden_size),
-            ("down", "mlp.down_proj", self.hidden_size, self.intermediate_size),
-        )
-        for role, module, out_features, in_features in rows:
-            name = f"model.layers.{layer}.{module}.weight"
-            yield Linear(name=name, role=role, layer=layer, out_features=out_features, in_features=in_features)
+        return iter(_linears(self))
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """(name, shape) of every tensor that a checkpoint of this architecture must have; tied ones need no lm_head."""
@@ -96,6 +72,38 @@ class LlamaArchitecture:
         linears = sum(linear.out_features * linear.in_features for linear in self.linears())
         norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
         return linears + norms + self.vocab_size * self.hidden_size
+
+
+@lru_cache(maxsize=8)  # planning walks them hundreds of times
+def _linears(a: LlamaArchitecture) -> tuple[Linear, ...]:
+    found = [linear for layer in range(a.num_hidden_layers) for linear in _layer_linears(a, layer)]
+    if not a.tie_word_embeddings:
+        found.append(
+            Linear(
+                name="lm_head.weight",
+                role="lm_head",
+                layer=None,
+                out_features=a.vocab_size,
+                in_features=a.hidden_size,
+            )
+        )
+    return tuple(found)
+
+
+def _layer_linears(a: LlamaArchitecture, layer: int) -> Iterator[Linear]:
+    heads, kv_heads = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
+    rows = (
+        ("q", "self_attn.q_proj", heads, a.hidden_size),
+        ("k", "self_attn.k_proj", kv_heads, a.hidden_size),
+        ("v", "self_attn.v_proj", kv_heads, a.hidden_size),
+        ("o", "self_attn.o_proj", a.hidden_size, heads),
+        ("gate", "mlp.gate_proj", a.intermediate_size, a.hidden_size),
+        ("up", "mlp.up_proj", a.intermediate_size, a.hidden_size),
+        ("down", "mlp.down_proj", a.hidden_size, a.intermediate_size),
+    )
+    for role, module, out_features, in_features in rows:
+        name = f"model.layers.{layer}.{module}.weight"
+        yield Linear(name=name, role=role, layer=layer, out_features=out_features, in_features=in_features)
 
 
 def architecture_to_json(architecture: LlamaArchitecture) -> dict[str, object]:

@@ -127,7 +127,8 @@ def _pieces(checkpoint: Checkpoint, consumers: Sequence[Consumer]) -> Iterator[_
     blocks: dict[str, Sequence[str]] = {}
     if any(scheme.needs_amax for consumer in consumers for scheme in consumer.schemes.values()):
         for block in fused_blocks(checkpoint.architecture):
-            blocks |= dict.fromkeys((linear.name for linear in block), [linear.name for linear in block])
+            names = [linear.name for linear in block]
+            blocks |= dict.fromkeys(names, names)
     measured: dict[str, Mapping[int, _Magnitude]] = {}
     for name in checkpoint.names:
         if name in blocks and name not in measured:

@@ -13,6 +13,7 @@ from edgeforge.model.checkpoint import StoredGrid
 from edgeforge.planning.memory import budget, weight_bytes
 from edgeforge.planning.overrides import with_scheme
 from edgeforge.planning.plan import BuildPlan, draft_plan
+from edgeforge.quantization.scheme import QuantizationScheme
 
 CONTEXT_STEP = 256
 MAX_CARDS = 64
@@ -43,8 +44,12 @@ def make_plan(
 ) -> BuildPlan:
     """The plan for `target` (overrides already applied). Raises PlanDoesNotFit (exit code 4) with what would fit."""
 
+    known: dict[str, Mapping[str, QuantizationScheme]] = {}
+
     def draft(changed: Target) -> BuildPlan:
-        return draft_plan(architecture, changed, stored=stored)
+        plan = draft_plan(architecture, changed, stored=stored, schemes=known.get(changed.scheme))
+        known.setdefault(changed.scheme, plan.schemes)
+        return plan
 
     _check_size(architecture, target)
     plan = draft(target)

@@ -45,11 +45,18 @@ class BuildPlan:
 
 
 def draft_plan(
-    architecture: LlamaArchitecture, target: Target, *, stored: Mapping[str, StoredGrid] | None = None
+    architecture: LlamaArchitecture,
+    target: Target,
+    *,
+    stored: Mapping[str, StoredGrid] | None = None,
+    schemes: Mapping[str, QuantizationScheme] | None = None,
 ) -> BuildPlan:
-    """The plan, without asking whether it fits. `stored`: integer grids the checkpoint's tensors already lie on."""
+    """The plan, without asking whether it fits. `stored`: integer grids the checkpoint's tensors already lie on.
+    `schemes`: where they were chosen before; they do not depend on context, batch or cards.
+    """
     target = replace(target, context=min(target.context, architecture.max_position_embeddings))
-    schemes = choose_schemes(architecture, target, stored or {})
+    if schemes is None:
+        schemes = choose_schemes(architecture, target, stored or {})
     weights = weight_bytes(architecture, target, schemes)
     return BuildPlan(
         architecture=architecture,

@@ -5,6 +5,7 @@ One scheme per linear, plus one for the embedding table (which is also the outpu
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from itertools import groupby
 
 from edgeforge.errors import UnusableInput
@@ -51,10 +52,15 @@ def _with_whole_groups(architecture: LlamaArchitecture, target: Target) -> Targe
     )
 
 
-def fused_blocks(architecture: LlamaArchitecture) -> Iterator[list[Linear]]:
+def fused_blocks(architecture: LlamaArchitecture) -> Iterator[tuple[Linear, ...]]:
     """The linears in order, those of one fused matrix together: [q, k, v], [o], [gate, up], [down], ..., [lm_head]."""
-    for _, members in groupby(architecture.linears(), key=lambda linear: (linear.layer, block_name(linear.role))):
-        yield list(members)
+    return iter(_blocks(architecture))
+
+
+@lru_cache(maxsize=8)
+def _blocks(architecture: LlamaArchitecture) -> tuple[tuple[Linear, ...], ...]:
+    grouped = groupby(architecture.linears(), key=lambda linear: (linear.layer, block_name(linear.role)))
+    return tuple(tuple(members) for _, members in grouped)
 
 
 def block_name(role: str) -> str:

@@ -29,8 +29,9 @@ def test_a_model_in_this_folder_is_named_after_the_folder(tmp_path: Path, monkey
 
 
 def test_the_default_folder_tells_model_target_and_chosen_scheme() -> None:
-    assert default_output("demo", "cpu", None) == Path("artifacts/demo-cpu")
-    assert default_output("demo", "cpu", "f32") == Path("artifacts/demo-cpu-f32")
+    assert default_output("demo", "cpu") == Path("artifacts/demo-cpu")
+    assert default_output("demo", "cpu", scheme="f32") == Path("artifacts/demo-cpu-f32")
+    assert default_output("demo", "h100", backend="onnx") == Path("artifacts/demo-h100-onnx")
 
 
 def bundle(folder: Path, word: str) -> Path:
