@@ -1,5 +1,5 @@
 """The runtime of an EdgeForge bundle: numpy, onnxruntime, tokenizers, nothing else (jinja2 where a chat template is
-used).
+used; TensorRT-LLM or vLLM in onnxruntime's place for bundles that are made for them).
 
 This folder is copied into every bundle as BUNDLE/runtime/, and is importable from there without EdgeForge:
 
@@ -55,20 +55,20 @@ def load(
     """Check the bundle's files and requirements, and open it.
 
     threads: for onnxruntime; None takes the physical cores this process may use. device: None takes the one that the
-    bundle was built for; "cpu" runs a CUDA bundle on the processor. The weights are read at the first token, or by
-    `Model.warm_up()`. UnusableBundle (not a bundle), CorruptBundle (a byte differs), MissingRequirement (no package or
-    device).
+    bundle was built for; "cpu" runs a CUDA bundle of onnxruntime on the processor. A bundle of another engine runs in
+    TensorRT-LLM or vLLM, whichever is installed and loads it. The weights are read at the first token, or by
+    `Model.warm_up()`. UnusableBundle (not a bundle), CorruptBundle (a byte differs), MissingRequirement (no package,
+    device or version).
     """
-    from .requirements import check_packages, device_of
+    from .choice import open_engine
 
     bundle = Path(path)
     manifest = verify_bundle(bundle, verify)
-    chosen = device or device_of(manifest.requirements.provider)
-    check_packages(manifest.requirements.packages, chosen)
-    # Only now, since these modules import the packages.
+    engine = open_engine(bundle, manifest, device=device, threads=threads)
+    # Only now, since it imports the packages that `open_engine` has looked for.
     from .model import Model
 
-    return Model(bundle, manifest, device=chosen, threads=threads)
+    return Model(bundle, manifest, engine)
 
 
 def __getattr__(name: str) -> object:

@@ -24,6 +24,10 @@ class GenerationOptions:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise UnusableBundle(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
+    def limit(self, room: int) -> int:
+        """How many new ids there may be, where the context has room for `room`."""
+        return room if self.max_new_tokens is None else min(room, self.max_new_tokens)
+
 
 def generate(
     decoder: Decoder,
@@ -39,8 +43,7 @@ def generate(
     never longer than the context. Setting `cancel` ends it before the next id.
     """
     sampler = Sampler(options.sampling, prompt, vocab_size)
-    room = decoder.context_length - len(prompt)
-    limit = room if options.max_new_tokens is None else min(room, options.max_new_tokens)
+    limit = options.limit(decoder.context_length - len(prompt))
     shared = shared_prefix(decoder.cached_ids, prompt)
     decoder.rewind(shared)
     pending = prompt[shared:]

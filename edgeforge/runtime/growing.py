@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import DTYPES, Binding, Graph, Value, run
+from .graph import DTYPES, Binding, Graph, Value, run
 from .manifest import ModelRecord
 from .requirements import Device, import_package
 from .session import PREFILL_CHUNK, cache_arguments, check_room

@@ -3,20 +3,18 @@
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .chat import Message, render
-from .engine import Graph, open_graph
+from .engine import Engine, OnnxEngine
 from .errors import UnusableBundle
-from .generate import GenerationOptions, generate, shared_prefix
-from .growing import GrowingCacheDecoder
+from .generate import GenerationOptions
 from .manifest import Manifest
-from .requirements import Device
 from .sampling import Sampling
-from .session import Decoder, Scorer, SharedCacheDecoder
+from .session import Decoder
 from .stream import Chunk, Turns, stream
 from .text import Detokenizer, StopFilter
 
@@ -27,10 +25,6 @@ if TYPE_CHECKING:
 N = TypeVar("N", int, float)
 
 
-class _Scorer(Protocol):
-    def score(self, ids: Sequence[int]) -> NDArray[np.float32]: ...
-
-
 class Model:
     """A bundle that answers. Made by `runtime.load`; the weights are read when first needed (`warm_up` reads them now).
 
@@ -38,15 +32,12 @@ class Model:
     is computed from where it differs.
     """
 
-    def __init__(self, bundle: Path, manifest: Manifest, *, device: Device, threads: int | None) -> None:
+    def __init__(self, bundle: Path, manifest: Manifest, engine: Engine) -> None:
         self.bundle = bundle
         self.manifest = manifest
-        self.device: Device = device
-        self._threads = threads
-        self._opening = threading.RLock()
+        self.device = engine.device
+        self._engine = engine
         self._turns = Turns()
-        self._decoder: Decoder | None = None
-        self._scorer: _Scorer | None = None
         self.tokenizer = _open_tokenizer(bundle / manifest.model.tokenizer)
         self.chat_template = _read_template(bundle, manifest.model.chat_template)
         # Ids without text, exactly those that decoding skips.
@@ -68,7 +59,7 @@ class Model:
 
     def warm_up(self) -> None:
         """Read the weights now rather than at the first token."""
-        _ = self.decoder
+        self._engine.open()
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt that the bundle's chat template makes of messages ({"role": ..., "content": ...}), up to the
@@ -138,28 +129,28 @@ class Model:
             eos_token_ids=() if ignore_eos else self.manifest.model.eos_token_ids,
             max_new_tokens=max_new_tokens,
         )
+        self._engine.check(options)
         ids = self._checked(self.encode(prompt) if isinstance(prompt, str) else list(prompt))
         return self._stream(ids, options, stop, cancel)
 
     def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits float32 [T, V] for T ids: row t is what the model expects after ids[: t + 1]."""
-        checked = self._checked(list(ids))
-        with self._opening:
-            if self._scorer is None:
-                self._scorer = self._open_scorer()
-            return self._scorer.score(checked)
+        """Logits float32 [T, V] for T ids: row t is what the model expects after ids[: t + 1].
+
+        UnusableBundle where the bundle's engine gives none.
+        """
+        return self._engine.score(self._checked(list(ids)))
 
     def _stream(
         self, ids: list[int], options: GenerationOptions, stop: Sequence[str], cancel: threading.Event | None
     ) -> Iterator[Chunk]:
-        decoder = self.decoder
+        self._engine.open()
         yield from stream(
-            generate(decoder, ids, options, vocab_size=self.manifest.model.vocab_size, cancel=cancel),
+            self._engine.generate(ids, options, cancel),
             Detokenizer(self.decode, self._special),
             StopFilter(stop),
             turns=self._turns,
             prompt_tokens=len(ids),
-            reused_tokens=shared_prefix(decoder.cached_ids, ids),
+            reused_tokens=lambda: self._engine.reused_tokens,
         )
 
     def _sampling(
@@ -198,24 +189,10 @@ class Model:
 
     @property
     def decoder(self) -> Decoder:
-        """Ids in, logits out: the layer under generation. Opened at its first use."""
-        with self._opening:
-            if self._decoder is None:
-                shared = self.manifest.model.backend == "onnx"
-                open_decoder = SharedCacheDecoder if shared else GrowingCacheDecoder
-                graph = self._open_graph(self.manifest.model.graph)
-                self._decoder = open_decoder(graph, self.manifest.model, self.device)
-            return self._decoder
-
-    def _open_scorer(self) -> _Scorer:
-        model = self.manifest.model
-        graph = self._open_graph(model.scoring_graph)
-        return (Scorer if model.backend == "onnx" else GrowingCacheDecoder)(graph, model, self.device)
-
-    def _open_graph(self, path: str | None) -> Graph:
-        if path is None:
-            raise UnusableBundle(f"a bundle of backend {self.manifest.model.backend} has no graph to run")
-        return open_graph(self.bundle / path, device=self.device, threads=self._threads)
+        """Ids in, logits out: the layer under generation, where the bundle holds a graph."""
+        if not isinstance(self._engine, OnnxEngine):
+            raise UnusableBundle(f"a bundle of backend {self.manifest.model.backend} has no graph to step through")
+        return self._engine.decoder
 
 
 def _first(*values: N | None) -> N:

@@ -20,10 +20,10 @@ def device_of(provider: str | None) -> Device:
 
 def check_packages(packages: Mapping[str, str], device: Device) -> None:
     """MissingRequirement unless the runtime's own packages and those asked for are there, and new enough (`>=X.Y`)."""
-    for package, least in {"numpy": "", "onnxruntime": "", "tokenizers": "", **packages}.items():
+    for package, least in {"numpy": "", "tokenizers": "", **packages}.items():
         module = import_package(package, device)
         found = str(getattr(module, "__version__", ""))
-        if least and _numbers(found) < _numbers(least):
+        if numbers(found) < numbers(least.removeprefix(">=")):
             raise MissingRequirement(
                 f"the bundle needs {package} {least}, found {found}",
                 hint=f"pip install --upgrade '{pip_name(package, device)}{least}'",
@@ -46,5 +46,10 @@ def pip_name(package: str, device: Device) -> str:
     return ONNXRUNTIME[device] if package.startswith("onnxruntime") else package
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+def numbers(version: str) -> tuple[int, ...]:
+    """The release numbers of a version, to compare by: 1.2.0rc6 gives (1, 2)."""
+    release = re.match(r"[0-9.]*", version)
+    parts = [int(part) for part in release.group().split(".") if part] if release else []
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import DTYPES, Argument, Binding, Graph, Value, run
 from .errors import UnusableBundle
+from .graph import DTYPES, Argument, Binding, Graph, Value, run
 from .manifest import ModelRecord
 from .requirements import Device, import_package
 

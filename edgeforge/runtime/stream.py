@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class Turns:
     """Who may use the one KV cache: the generation that started last. An older one that goes on is told so."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # one that nobody reads any more may be closed while another one computes
         self._current = 0
 
     def take(self) -> int:
@@ -65,6 +65,12 @@ class Turns:
                 )
             yield
 
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """Until nobody computes, whoever's turn it is."""
+        with self._lock:
+            yield
+
 
 def stream(
     tokens: Generator[int, None, FinishReason],
@@ -73,10 +79,29 @@ def stream(
     *,
     turns: Turns,
     prompt_tokens: int,
-    reused_tokens: int,
+    reused_tokens: Callable[[], int],
 ) -> Iterator[Chunk]:
-    """Chunks of the text that `tokens` spell, up to the first stop string."""
+    """Chunks of the text that `tokens` spell, up to the first stop string.
+
+    `reused_tokens` is asked while `tokens` has its turn. `tokens` is closed at the end, also where nobody reads on.
+    """
+    try:
+        yield from _chunks(tokens, detokenizer, stops, turns, prompt_tokens, reused_tokens)
+    finally:
+        with turns.wait():
+            tokens.close()
+
+
+def _chunks(
+    tokens: Generator[int, None, FinishReason],
+    detokenizer: Detokenizer,
+    stops: StopFilter,
+    turns: Turns,
+    prompt_tokens: int,
+    reused_tokens: Callable[[], int],
+) -> Iterator[Chunk]:
     turn = turns.take()
+    reused = 0
     seconds: list[float] = []
     pending: list[int] = []
     completion = 0
@@ -85,7 +110,10 @@ def stream(
         begin = time.perf_counter()
         try:
             with turns.hold(turn):
-                token = next(tokens)
+                try:
+                    token = next(tokens)
+                finally:
+                    reused = reused_tokens()
         except StopIteration as end:
             reason = end.value
             text = stops.push(detokenizer.flush())
@@ -106,8 +134,8 @@ def stream(
         text=text,
         token_ids=tuple(pending),
         finish_reason=reason,
-        usage=Usage(prompt_tokens=prompt_tokens, reused_tokens=reused_tokens, completion_tokens=completion),
-        timings=_timings(seconds, prompt_tokens - reused_tokens),
+        usage=Usage(prompt_tokens=prompt_tokens, reused_tokens=reused, completion_tokens=completion),
+        timings=_timings(seconds, prompt_tokens - reused),
     )
 
 

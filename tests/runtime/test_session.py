@@ -8,7 +8,7 @@ from tiny_bundle import Shape, make_bundle, reference_logits
 
 from edgeforge import runtime
 from edgeforge.runtime import session
-from edgeforge.runtime.engine import open_graph
+from edgeforge.runtime.graph import open_graph
 from edgeforge.runtime.errors import UnusableBundle
 from edgeforge.runtime.growing import GrowingCacheDecoder
 from edgeforge.runtime.model import Model
