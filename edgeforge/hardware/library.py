@@ -3,8 +3,10 @@
 Files whose name starts with an underscore are bases to extend: they are neither listed nor built. A target names its
 profile (`profile = "h100"`) or carries it (`[profile]`, which may extend a known one), so that a board of one's own is
 a single file. Names are looked up in the library that travels with EdgeForge, then beside the file that says them.
+The profile `cpu` is that of the machine's own kind of processor.
 """
 
+import platform
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -16,6 +18,7 @@ from edgeforge.hardware.parse import parse_profile, parse_target
 from edgeforge.hardware.types import HardwareProfile, Target
 
 Table = dict[str, object]
+ARM = ("aarch64", "arm64", "armv8l")  # as platform.machine() calls it
 
 
 def available_targets() -> tuple[str, ...]:
@@ -61,6 +64,13 @@ def _folder(kind: str) -> Path:
     raise UnusableInput(f"EdgeForge's own folder '{kind}' is missing", hint="install EdgeForge again")
 
 
+def _own(name: str, kind: str) -> str:
+    """What a name stands for: the profile `cpu` is the one of this machine's processor."""
+    if (name, kind) != ("cpu", "profiles"):
+        return name
+    return "cpu-arm64" if platform.machine().lower() in ARM else "cpu-x86-64"
+
+
 def _names(kind: str) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _folder(kind).glob("*.toml") if not path.stem.startswith("_")))
 
@@ -68,7 +78,7 @@ def _names(kind: str) -> tuple[str, ...]:
 def _locate(reference: str, word: str) -> Path:
     """A name of the library, or a path; what looks like neither is answered with the nearest name."""
     kind = f"{word}s"
-    names = _names(kind)
+    reference, names = _own(reference, kind), _names(kind)
     if reference in names:
         return _folder(kind) / f"{reference}.toml"
     path = Path(reference)
@@ -84,6 +94,7 @@ def _locate(reference: str, word: str) -> Path:
 
 def _find(name: str, kind: str, beside: Path, context: str) -> Path:
     """The file that `name` means when `beside` says it. The library first: `h100` beside a target may be a target."""
+    name = _own(name, kind)
     for folder in (_folder(kind), beside.parent):
         path = folder / f"{name}.toml"
         if "/" not in name and path.is_file():

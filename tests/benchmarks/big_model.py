@@ -1,10 +1,11 @@
 """The models that the benchmarks build, as Hugging Face directories that every peer reads.
 
-    python tests/benchmarks/big_model.py [full|small|demo]
+    python tests/benchmarks/big_model.py [full|small|demo|8b|405b-layer]
 
 `full` is four layers of Llama 3.1 8B's shape with its whole vocabulary (1.92 billion weights, 3.8 GB of bfloat16);
+`8b` has all 32 (16 GB), `405b-layer` is one layer of Llama 3.1 405B with its embedding and head (14.9 GB);
 `small` is one narrow layer under the same vocabulary, to try the benchmarks out; `demo` is the demo model, dequantized.
-Weights of the first two are random, N(0, 0.02): speed does not depend on them. They are made once and kept.
+Weights of all but the last are random, N(0, 0.02): speed does not depend on them. They are made once and kept.
 """
 
 import json
@@ -29,6 +30,13 @@ PIECE_ELEMENTS = 1 << 22
 
 SIZES: dict[str, dict[str, int]] = {
     "full": {"num_hidden_layers": 4},
+    "8b": {},
+    "405b-layer": {
+        "num_hidden_layers": 1,
+        "hidden_size": 16384,
+        "intermediate_size": 53248,
+        "num_attention_heads": 128,
+    },
     "small": {
         "num_hidden_layers": 1,
         "hidden_size": 256,
@@ -37,7 +45,13 @@ SIZES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 2,
     },
 }
-FOLDERS = {"full": "llama-3.1-8b-4-layers", "small": "llama-3.1-small", "demo": "demo-hf"}
+FOLDERS = {
+    "full": "llama-3.1-8b-4-layers",
+    "8b": "llama-3.1-8b",
+    "405b-layer": "llama-3.1-405b-1-layer",
+    "small": "llama-3.1-small",
+    "demo": "demo-hf",
+}
 
 
 def cache_folder() -> Path:
@@ -54,7 +68,7 @@ def data_folder() -> Path:
 
 
 def model_folder(size: str) -> Path:
-    """The model's directory in the cache, made now if it is not there. `size`: full, small or demo."""
+    """The model's directory in the cache, made now if it is not there. `size`: a key of FOLDERS."""
     folder = cache_folder() / FOLDERS[size]
     if not folder.is_dir():
         with _appearing(folder) as partial:

@@ -105,6 +105,15 @@ def test_a_profile_is_not_mistaken_for_the_target_of_its_name(tmp_path: Path) ->
     assert load_target(write(tmp_path, "fast.toml", 'extends = "h100"\nprofile = "h100"\n')).profile.name == "h100"
 
 
+@pytest.mark.parametrize(
+    ("machine", "profile"), [("x86_64", "cpu-x86-64"), ("AMD64", "cpu-x86-64"), ("arm64", "cpu-arm64")]
+)
+def test_cpu_is_the_processor_of_this_machine(monkeypatch: pytest.MonkeyPatch, machine: str, profile: str) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    target = load_target("cpu")
+    assert (target.name, target.profile.name, load_profile("cpu").name) == ("cpu", profile, profile)
+
+
 def test_a_file_may_have_the_name_of_what_it_extends(tmp_path: Path) -> None:
     assert load_target(write(tmp_path, "cpu.toml", 'extends = "cpu"\ncontext = 5\n')).context == 5
 

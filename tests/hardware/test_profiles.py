@@ -15,7 +15,6 @@ def named(profile: HardwareProfile) -> str:
 
 # Compute capability, memory in GiB, bandwidth in GB/s.
 DATA_SHEETS: dict[str, tuple[str | None, int, float]] = {
-    "cpu": (None, 16, 51.2),
     "cpu-x86-64": (None, 16, 51.2),
     "cpu-arm64": (None, 16, 17.068),
     "rtx3060-12gb": ("8.6", 12, 360),

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from edgeforge.errors import EdgeForgeError
-from edgeforge.hardware import ENGINES, SCHEMES, Target, available_targets, find_conflict, load_target
+from edgeforge.hardware import ENGINES, SCHEMES, Target, available_targets, find_conflict, load_profile, load_target
 from edgeforge.planning import make_plan
 from tests.planning.shapes import LLAMA_8B, LLAMA_70B, LLAMA_405B
 
@@ -76,7 +76,7 @@ def test_the_default_model_fits_as_the_target_stands(target: Target) -> None:
 def test_a_name_is_its_profile_and_how_many_cards_share_the_model(target: Target) -> None:
     found = re.fullmatch(r"(.+?)(?:x(\d))?", target.name)
     assert found
-    assert target.profile.name == found[1]
+    assert target.profile == load_profile(found[1])
     assert target.tensor_parallel == target.cards == int(found[2] or 1)
 
 
