@@ -5,14 +5,13 @@ Every step is one IEEE operation per element, so scales and codes are the same o
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 SMALLEST_SCALE = np.float32(2.0**-126)
 """The smallest normal float32. Graphics processors take smaller scales for zero."""
 ROUND_TO_INTEGER = np.float32(1.5 * 2**23)
 """Adding it leaves no fraction bits: the float's low bytes are the rounded integer in two's complement."""
-SCALE_TYPES: dict[str, DTypeLike] = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
-SCALE_TYPE_NAMES = {"f16": "float16", "bf16": "bfloat16"}
+SCALE_TYPES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def pad_to_groups(weights: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -44,36 +43,31 @@ def group_amax(weights: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     return np.maximum(high, -low)
 
 
-def amax_of(weights: NDArray[np.float32]) -> float:
-    """max |w| of all weights, of which there is at least one. Raises ValueError for NaN and infinity."""
-    return float(group_amax(weights.reshape(1, -1), weights.size)[0, 0])
-
-
-def scale_for(amax: float, largest: float) -> np.float32:
+def scale_for(amax: float, largest: float, scale_dtype: str = "f32") -> np.float32:
     """The scale of a whole matrix, input or cache, as in `scales_for`. ValueError for an amax that is no magnitude."""
     if not 0 <= amax <= float(np.finfo(np.float32).max):
         raise ValueError(f"{amax} is not the largest magnitude of finite numbers")
-    return np.float32(scales_for(np.array([amax], np.float32), largest)[0])
+    return np.float32(scales_for(np.array([amax], np.float32), largest, scale_dtype)[0])
 
 
-def scales_for(amax: NDArray[np.float32], largest: float) -> NDArray[np.float32]:
-    """amax / largest in float32: the largest magnitude gets the largest code.
+def scales_for(amax: NDArray[np.float32], largest: float, scale_dtype: str = "f32") -> NDArray[np.float32]:
+    """amax / largest in float32, as its type stores it: the largest magnitude gets the largest code.
 
     1 where nothing is to be scaled (amax is zero, or so small that the scale would be subnormal), as nvidia-modelopt
     0.47 exports it (TensorQuantizer.export_amax): the codes are zero then, and no consumer divides by zero.
     """
-    scales = amax / np.float32(largest)
+    scales = as_stored(amax / np.float32(largest), scale_dtype)
     return np.where(scales >= SMALLEST_SCALE, scales, np.float32(1))
 
 
 def as_stored(scales: NDArray[np.float32], scale_dtype: str) -> NDArray[np.float32]:
-    """The scales rounded to the type they are stored in. Raises ValueError where it cannot hold one."""
+    """The scales rounded to the type they are stored in (f32, f16, bf16). Raises ValueError where it overflows."""
     if scale_dtype == "f32":
         return scales
     with np.errstate(over="ignore", under="ignore"):
         stored = scales.astype(SCALE_TYPES[scale_dtype]).astype(np.float32)
     if not np.isfinite(stored).all():
-        raise ValueError(f"a group's scale is too large for {SCALE_TYPE_NAMES[scale_dtype]}")
+        raise ValueError(f"a scale is too large for {SCALE_TYPES[scale_dtype]}")
     return stored
 
 

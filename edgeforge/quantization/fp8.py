@@ -31,17 +31,18 @@ def quantize_fp8(
     """
     row_amax = group_amax(weights, weights.shape[1])
     if scheme.granularity == "channel":
-        scales = scales_for(row_amax, E4M3.largest)
+        scales = scales_for(row_amax, E4M3.largest, scheme.scale_dtype)
         return QuantizedTensor(scheme=scheme, codes=_e4m3(weights, scales), scales=scales)
     if amax is None:
         raise ValueError("a scale for the whole matrix needs its largest magnitude")
-    scale = np.array([[scale_for(amax, E4M3.largest)]])
+    scale = np.array([[scale_for(amax, E4M3.largest, scheme.scale_dtype)]])
     return QuantizedTensor(scheme=scheme, codes=_e4m3(weights, scale), scales=np.repeat(scale, len(weights), axis=0))
 
 
 def cast_e4m3(values: NDArray[np.float32]) -> NDArray[np.generic]:
     """float8_e4m3fn, shaped like `values`: clamped to +-448 and rounded half to even. NaN stays NaN, sign and all."""
-    codes = _e4m3(values.reshape(-1, values.shape[-1]), ONE).reshape(values.shape)
+    with np.errstate(invalid="ignore"):  # raised by signalling NaNs
+        codes = _e4m3(values.reshape(-1, 1), ONE).reshape(values.shape)
     unknown = np.isnan(values)
     if unknown.any():
         signs = np.signbit(values[unknown]).astype(np.uint8) << 7

@@ -29,11 +29,10 @@ def quantize(weights: NDArray[np.float32], scheme: QuantizationScheme) -> Quanti
     padded = pad_to_groups(weights, size)
     low, high = extremes(padded, size)
     scales = _scales(low, high, scheme)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scales > 0, np.float32(1) / scales, np.float32(0))
-    grouped = padded.reshape(out_features, -1, size)
-    steps = np.multiply(grouped, inverse[:, :, None])
-    zero_points = None if scheme.symmetric else _zero_points(low, inverse, scheme.bits)
+    divisors: NDArray[np.float32] = np.where(scales > 0, scales, np.float32(np.inf))
+    # Not times a reciprocal: bfloat16 weights make many exact ties, and only the quotient, as fast, leaves them ties.
+    steps = padded.reshape(out_features, -1, size) / divisors[:, :, None]
+    zero_points = None if scheme.symmetric else _zero_points(low, divisors, scheme.bits)
     codes = round_to_codes(steps, zero_points, scheme.bits).reshape(out_features, -1)[:, :in_features]
     return QuantizedTensor(scheme=scheme, codes=np.ascontiguousarray(codes), scales=scales, zero_points=zero_points)
 
@@ -49,6 +48,6 @@ def _scales(low: NDArray[np.float32], high: NDArray[np.float32], scheme: Quantiz
     return np.where(scales < SMALLEST_SCALE, np.float32(0), scales)
 
 
-def _zero_points(low: NDArray[np.float32], inverse: NDArray[np.float32], bits: int) -> NDArray[np.int8]:
+def _zero_points(low: NDArray[np.float32], divisors: NDArray[np.float32], bits: int) -> NDArray[np.int8]:
     half = 2 ** (bits - 1)
-    return np.asarray(np.clip(np.rint(-low * inverse) - half, -half, half - 1), np.int8)
+    return np.asarray(np.clip(np.rint(-low / divisors) - half, -half, half - 1), np.int8)

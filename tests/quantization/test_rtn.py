@@ -1,7 +1,9 @@
-"""Laws of round-to-nearest, and the same codes from rounders that someone else wrote (ggml's)."""
+"""Laws of round-to-nearest, and the same codes from rounders that someone else wrote (ggml's, ModelOpt's)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -13,8 +15,8 @@ from edgeforge.quantization.rtn import quantize
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor, dequantize
 
 Weights = NDArray[np.float32]
-SLACK = 2.0**-14
-"""Of a step: weights are multiplied with a float32 reciprocal, of up to 255 steps, so a tie may fall either way."""
+SLACK = 2.0**-16
+"""Of a step: a float32 quotient, of up to 255 steps, is half its last place off, so what is almost a tie may be one."""
 
 
 def scheme(
@@ -84,6 +86,20 @@ def test_codes_are_chosen_for_the_float16_scale_that_is_stored(w: Weights, chose
     assert (np.abs((tensor.codes - zero) * scale - reachable) <= (0.5 + SLACK) * scale).all()
     normal = scale >= 2.0**-14  # 11 bits: the range is at most 1/2048 too short, of at most 255 steps
     assert (np.abs(w - reachable)[normal] <= (0.5 + 255 / 2048 + SLACK) * scale[normal]).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_are_chosen_for_the_bfloat16_scale_that_is_stored(bits: int, symmetric: bool) -> None:
+    w = np.random.default_rng(bits).standard_normal((50, 100)).astype(np.float32) * np.float32(0.02)
+    tensor = quantize(w, scheme(bits, symmetric=symmetric, scale_dtype="bf16"))
+    np.testing.assert_array_equal(tensor.scales, tensor.scales.astype(ml_dtypes.bfloat16).astype(np.float32))
+    half = 2 ** (bits - 1)
+    scale, zero = broadcast(tensor.scales, tensor), broadcast(tensor.zero_points, tensor)
+    reachable = np.clip(w.astype(np.float64), (-half - zero) * scale, (half - 1 - zero) * scale)
+    assert (np.abs((tensor.codes - zero) * scale - reachable) <= (0.5 + SLACK) * scale).all()
+    # A bfloat16 scale may be 1/256 smaller than was wanted, so of at most 2^bits steps the ends may clip.
+    assert (np.abs(w - reachable) <= (0.5 + 2**bits / 256 + SLACK) * scale).all()
 
 
 @given(weights(1e38), schemes)
@@ -238,6 +254,14 @@ def test_a_scale_that_float16_cannot_hold_is_refused() -> None:
 def test_schemes_that_rounding_does_not_make_are_refused(impossible: QuantizationScheme) -> None:
     with pytest.raises(ValueError, match="round-to-nearest"):
         quantize(np.ones((1, 32), np.float32), impossible)
+
+
+def test_modelopt_chooses_the_same_codes_for_our_scales(
+    hard: Weights, modelopt: Mapping[str, NDArray[np.generic]]
+) -> None:
+    """Two rows a byte, the even row in the low nibble. A group of zeros has any scale there, and zero here."""
+    codes = quantize(hard, scheme(group_size=64)).codes.view(np.uint8) & 15
+    np.testing.assert_array_equal(codes[::2] | codes[1::2] << 4, modelopt["int4_of_given_scales"])
 
 
 def test_ties_go_to_the_even_code() -> None:

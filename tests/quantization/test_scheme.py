@@ -1,5 +1,6 @@
 """Group sizes follow the stated rule; `dequantize` is the formula of its docstring."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +8,8 @@ from hypothesis import strategies as st
 
 from edgeforge.quantization.scheme import (
     GROUP_SIZES,
+    CodeFormat,
+    Granularity,
     QuantizationScheme,
     QuantizedTensor,
     dequantize,
@@ -93,3 +96,50 @@ def test_dequantize_is_its_formula_element_by_element(bits: int, in_features: in
             if offsets is not None:
                 expected = expected + offsets[row, g]
             assert got[row, column] == expected
+
+
+@pytest.mark.parametrize(("granularity", "groups"), [("tensor", 1), ("channel", 1), ("group", 3)])
+@pytest.mark.parametrize("code_format", ["e4m3", "e2m1"])
+def test_dequantize_multiplies_the_numbers_that_float_codes_are(
+    code_format: CodeFormat, granularity: Granularity, groups: int
+) -> None:
+    """A scale of the scales is multiplied into them first, as ModelOpt does (NVFP4QTensor.dequantize)."""
+    rng = np.random.default_rng(0)
+    numbers = {"e4m3": ml_dtypes.float8_e4m3fn, "e2m1": ml_dtypes.float4_e2m1fn}[code_format]
+    codes = (rng.standard_normal((4, 48)) * 3).astype(numbers)
+    scales = rng.random((4, groups), np.float32)
+    tensor_scale = np.float32(0.37) if code_format == "e2m1" else None
+    scheme = QuantizationScheme(
+        name="f",
+        bits=8,
+        code_format=code_format,
+        granularity=granularity,
+        group_size=16 if granularity == "group" else None,
+    )
+    got = dequantize(QuantizedTensor(scheme=scheme, codes=codes, scales=scales, tensor_scale=tensor_scale))
+    steps = np.repeat(scales if tensor_scale is None else scales * tensor_scale, 48 // groups, axis=1)
+    np.testing.assert_array_equal(got, codes.astype(np.float32) * steps)
+
+
+def test_the_tensor_scale_of_integer_codes_is_no_part_of_the_value() -> None:
+    scheme = QuantizationScheme(name="w4a8", bits=4, group_size=16, activations="static")
+    codes, scales = np.arange(-8, 8, dtype=np.int8)[None], np.array([[0.5]], np.float32)
+    tensor = QuantizedTensor(scheme=scheme, codes=codes, scales=scales, tensor_scale=np.float32(3))
+    np.testing.assert_array_equal(dequantize(tensor), codes * np.float32(0.5))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "needs"),
+    [
+        (QuantizationScheme(name="w4a16", bits=4, group_size=32), False),
+        (QuantizationScheme(name="w4a8", bits=4, group_size=32, activations="static"), True),
+        (QuantizationScheme(name="fp8", bits=8, code_format="e4m3", granularity="tensor", activations="static"), True),
+        (QuantizationScheme(name="fp8-dynamic", bits=8, code_format="e4m3", granularity="channel"), False),
+        (QuantizationScheme(name="nvfp4", bits=4, code_format="e2m1", group_size=16), True),
+        (QuantizationScheme(name="bf16", bits=16, granularity="tensor"), False),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_schemes_with_a_scale_for_the_matrix_need_its_magnitude(scheme: QuantizationScheme, needs: bool) -> None:
+    assert scheme.needs_amax == needs
+    assert scheme.groups(96) == (0 if scheme.is_float else 1 if scheme.group_size is None else 96 // scheme.group_size)
