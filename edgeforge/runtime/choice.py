@@ -87,7 +87,7 @@ def choose(
 ) -> tuple[Program, str]:
     """The program that runs the bundle here, and its version; MissingRequirement says what is not there.
 
-    `installed` gives a package's version, `found` the GPUs. A manifest without an `engine` is no matter for this.
+    `installed` gives a package's version, `found` the GPUs.
     """
     record = manifest.engine
     assert record is not None, "a bundle with a graph"
@@ -126,24 +126,23 @@ def _built(
     installed: Callable[[str], str | None],
     found: Callable[[], Sequence[Gpu]],
 ) -> str:
-    """The version of TensorRT-LLM, which must be the one that built the engine, on such a GPU."""
+    """The version of TensorRT-LLM, which must be the one that built the engine; the GPU must be such a one too."""
     if manifest.model.backend != "trtllm-engine":
         raise UnusableBundle(
             "this bundle holds a checkpoint for trtllm-build, and no engine",
             hint="build it with --backend trtllm-engine",
         )
-    least = record.versions["tensorrt_llm"]
-    version = installed("tensorrt-llm")
+    _check_gpus(record, found())
+    own, version = record.versions["tensorrt_llm"], installed("tensorrt-llm")
     if version is None:
         raise MissingRequirement(
-            f"the engine needs TensorRT-LLM {least}, which built it", hint=f"pip install 'tensorrt-llm=={least}'"
+            f"the engine needs TensorRT-LLM {own}, which built it", hint=f"pip install 'tensorrt-llm=={own}'"
         )
-    if version != least:
+    if version != own:
         raise MissingRequirement(
-            f"the engine was built with TensorRT-LLM {least}, and this is {version}: engines load in their own version",
-            hint=f"pip install 'tensorrt-llm=={least}' into an environment of its own, or build the bundle again",
+            f"the engine was built with TensorRT-LLM {own}, and this is {version}: it loads in its own version only",
+            hint=f"pip install 'tensorrt-llm=={own}' into an environment of its own, or build the bundle again",
         )
-    _check_gpus(record, found())
     return version
 
 

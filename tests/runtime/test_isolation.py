@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_bundle import make_bundle
+from tiny_bundle import make_bundle, make_engine_bundle
 
 from edgeforge.bundle import runtime_files
 
@@ -124,3 +124,36 @@ def test_a_cuda_bundle_asks_for_the_cuda_edition(tmp_path: Path) -> None:
     result = run([str(bundle), "Hello"], PYTHONPATH=str(tmp_path))
     assert result.returncode == 7
     assert "hint: pip install 'onnxruntime-gpu" in result.stderr
+
+
+def test_a_bundle_of_another_engine_needs_no_onnxruntime_and_says_what_it_does_need(tmp_path: Path) -> None:
+    bundle = make_engine_bundle(tmp_path / "b")
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['onnxruntime'] = None\n")
+    result = run([str(bundle), "Hello"], PYTHONPATH=str(tmp_path))
+    assert result.returncode == 7
+    assert result.stderr == (
+        "error: this bundle needs TensorRT-LLM 1.0 or vLLM 0.16 or newer\nhint: pip install 'tensorrt-llm>=1.0'\n"
+    )
+    assert result.stdout == ""
+
+
+def test_the_runtime_of_an_engine_bundle_answers_alone(tmp_path: Path) -> None:
+    """With the tests' vLLM and GPU: the bundle's own copy of the runtime, and no EdgeForge."""
+    bundle = make_engine_bundle(tmp_path / "b")
+    tests = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    code = f"""
+import sys, pathlib
+sys.path[:0] = [{str(bundle)!r}]
+import pytest
+import runtime
+sys.path += {tests!r}
+monkeypatch = pytest.MonkeyPatch()
+import engine_fakes
+engine_fakes.install_vllm(monkeypatch, pathlib.Path({str(tmp_path / "site")!r}))
+engine_fakes.install_gpus(monkeypatch, pathlib.Path({str(tmp_path / "bin")!r}), "NVIDIA L4, 8.9, 23034, 580.82")
+model = runtime.load({str(bundle)!r})
+assert type(model).__module__ == "runtime.model"
+assert len(list(model.generate([1, 2, 3], max_new_tokens=3, ignore_eos=True))) > 0
+"""
+    result = run(["-B", "-c", code])
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr

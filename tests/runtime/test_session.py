@@ -8,8 +8,8 @@ from tiny_bundle import Shape, make_bundle, reference_logits
 
 from edgeforge import runtime
 from edgeforge.runtime import session
-from edgeforge.runtime.graph import open_graph
 from edgeforge.runtime.errors import UnusableBundle
+from edgeforge.runtime.graph import open_graph
 from edgeforge.runtime.growing import GrowingCacheDecoder
 from edgeforge.runtime.model import Model
 from edgeforge.runtime.session import Decoder
