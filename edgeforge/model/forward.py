@@ -2,59 +2,39 @@
 
 Shape letters: B sequences, T tokens, D hidden, H heads, K KV heads, R = H / K heads that share one, E head_dim,
 V vocabulary.
-One layer's weights are in memory at a time, so that a model of any size runs.
+One block of a matrix's rows is in memory at a time, so that a model of any size runs. Whoever gives a `Tap` sees every
+linear's input and every layer's cache, and may replace them.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeforge.model.architecture import LlamaArchitecture
 from edgeforge.model.checkpoint import TensorRows, Weights
 from edgeforge.model.rotary import rotary_tables
 
 Array = NDArray[np.float32]
 
-BLOCK_BYTES = 64 << 20  # of embedding or lm_head rows in memory at a time
+BLOCK_BYTES = 64 << 20  # of a matrix in memory at a time
 QUERY_ROWS = 256  # queries that meet their keys in one matrix product
 
+Tap = Callable[[str, Array], Array]
+"""Sees what a layer's linears are given and what its cache holds, and answers with what to use instead.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerWeights:
-    """One decoder layer; matrices are [out, in] as in the checkpoint."""
-
-    input_layernorm: Array
-    q: Array
-    k: Array
-    v: Array
-    o: Array
-    post_attention_layernorm: Array
-    gate: Array
-    up: Array
-    down: Array
+The names are weights' (of linears that share an input, the first's: q_proj, o_proj, gate_proj, down_proj) with inputs
+[B*T, in], and `cache_names` with the keys, as cached, and values [B, K, T, E].
+"""
 
 
-def read_layer(checkpoint: Weights, layer: int) -> LayerWeights:
-    """All weights of one layer, float32."""
-    prefix = f"model.layers.{layer}"
+def untouched(name: str, x: Array) -> Array:
+    """The tap that changes nothing."""
+    return x
 
-    def whole(name: str) -> Array:
-        tensor = checkpoint.tensor(f"{prefix}.{name}.weight")
-        return tensor.rows(0, tensor.shape[0])
 
-    return LayerWeights(
-        input_layernorm=whole("input_layernorm"),
-        q=whole("self_attn.q_proj"),
-        k=whole("self_attn.k_proj"),
-        v=whole("self_attn.v_proj"),
-        o=whole("self_attn.o_proj"),
-        post_attention_layernorm=whole("post_attention_layernorm"),
-        gate=whole("mlp.gate_proj"),
-        up=whole("mlp.up_proj"),
-        down=whole("mlp.down_proj"),
-    )
+def cache_names(layer: int) -> tuple[str, str]:
+    """What a tap calls a layer's keys and values."""
+    return f"model.layers.{layer}.self_attn.k_cache", f"model.layers.{layer}.self_attn.v_cache"
 
 
 def forward(checkpoint: Weights, ids: NDArray[np.int64]) -> Array:
@@ -63,7 +43,11 @@ def forward(checkpoint: Weights, ids: NDArray[np.int64]) -> Array:
 
 
 def final_hidden(
-    checkpoint: Weights, ids: NDArray[np.int64], *, progress: Callable[[int, int], None] | None = None
+    checkpoint: Weights,
+    ids: NDArray[np.int64],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    tap: Tap = untouched,
 ) -> Array:
     """What lm_head sees, float32 [B, T, D], of B sequences of token ids [B, T]; each attends to itself alone.
 
@@ -74,7 +58,7 @@ def final_hidden(
     cos, sin = rotary_tables(architecture.rotary, architecture.head_dim, length)
     x = embed(checkpoint.tensor("model.embed_tokens.weight"), ids.reshape(-1))
     for layer in range(architecture.num_hidden_layers):
-        decoder_layer(architecture, read_layer(checkpoint, layer), x, batch, cos, sin)
+        decoder_layer(checkpoint, layer, x, batch, cos, sin, tap)
         if progress is not None:
             progress(layer + 1, architecture.num_hidden_layers)
     norm = checkpoint.tensor("model.norm.weight").rows(0, architecture.hidden_size)
@@ -82,15 +66,36 @@ def final_hidden(
 
 
 def decoder_layer(
-    architecture: LlamaArchitecture, weights: LayerWeights, x: Array, batch: int, cos: Array, sin: Array
+    checkpoint: Weights, layer: int, x: Array, batch: int, cos: Array, sin: Array, tap: Tap = untouched
 ) -> None:
     """Add one layer's attention and MLP to the residual stream `x` [B*T, D], in place."""
-    eps = architecture.rms_norm_eps
-    h = rms_norm(x, weights.input_layernorm, eps)
-    q, k, v = (split_heads(h @ w.T, batch, architecture.head_dim) for w in (weights.q, weights.k, weights.v))
-    x += attention(rotate(q, cos, sin), rotate(k, cos, sin), v) @ weights.o.T
-    h = rms_norm(x, weights.post_attention_layernorm, eps)
-    x += swiglu(h @ weights.gate.T, h @ weights.up.T) @ weights.down.T
+    a, prefix = checkpoint.architecture, f"model.layers.{layer}"
+    k_cache, v_cache = cache_names(layer)
+
+    def norm(name: str) -> Array:
+        return rms_norm(x, checkpoint.tensor(f"{prefix}.{name}.weight").rows(0, a.hidden_size), a.rms_norm_eps)
+
+    def seen(x: Array, by: str) -> Array:
+        return tap(f"{prefix}.{by}.weight", x)
+
+    def project(x: Array, by: str) -> Array:
+        return linear(x, checkpoint.tensor(f"{prefix}.{by}.weight"))
+
+    h = seen(norm("input_layernorm"), "self_attn.q_proj")
+    q, k, v = (split_heads(project(h, f"self_attn.{role}_proj"), batch, a.head_dim) for role in "qkv")
+    h = attention(rotate(q, cos, sin), tap(k_cache, rotate(k, cos, sin)), tap(v_cache, v))
+    x += project(seen(h, "self_attn.o_proj"), "self_attn.o_proj")
+    h = seen(norm("post_attention_layernorm"), "mlp.gate_proj")
+    h = swiglu(project(h, "mlp.gate_proj"), project(h, "mlp.up_proj"))
+    x += project(seen(h, "mlp.down_proj"), "mlp.down_proj")
+
+
+def linear(x: Array, weight: TensorRows) -> Array:
+    """x W^T, float32 [N, out], of inputs [N, in]; W is read by blocks of rows."""
+    y = np.empty((len(x), weight.shape[0]), np.float32)
+    for start, stop in _row_blocks(weight):
+        np.matmul(x, weight.rows(start, stop).T, out=y[:, start:stop])
+    return y
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -172,13 +177,9 @@ def embed(embedding: TensorRows, ids: NDArray[np.int64]) -> Array:
 
 
 def lm_head_logits(checkpoint: Weights, hidden: Array) -> Array:
-    """Logits, float32 [N, V], of final hidden states [N, D]; the head or tied embedding is read by blocks of rows."""
+    """Logits, float32 [N, V], of final hidden states [N, D], by the head or the tied embedding."""
     tied = checkpoint.architecture.tie_word_embeddings
-    head = checkpoint.tensor("model.embed_tokens.weight" if tied else "lm_head.weight")
-    logits = np.empty((len(hidden), head.shape[0]), np.float32)
-    for start, stop in _row_blocks(head):
-        np.matmul(hidden, head.rows(start, stop).T, out=logits[:, start:stop])
-    return logits
+    return linear(hidden, checkpoint.tensor("model.embed_tokens.weight" if tied else "lm_head.weight"))
 
 
 def _row_blocks(tensor: TensorRows) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgeforge.model.architecture import LlamaArchitecture, architecture_from_config, hf_config
-from edgeforge.model.forward import embed, final_hidden, forward, lm_head_logits, rms_norm, swiglu
+from edgeforge.model.forward import cache_names, embed, final_hidden, forward, lm_head_logits, rms_norm, swiglu
 from edgeforge.model.safetensors import SafetensorsCheckpoint, open_directory, write_safetensors
 
 BASE: dict[str, object] = {
@@ -145,3 +145,67 @@ def test_norm_and_activation_are_finite_at_the_edges() -> None:
     np.testing.assert_array_equal(rms_norm(zero, np.ones(8, np.float32), 1e-5), zero)
     gate = np.float32([[-1e4, -90.0, 0.0, 90.0, 1e4]])
     np.testing.assert_allclose(swiglu(gate.copy(), np.ones_like(gate)), [[0, 0, 0, 90, 1e4]], atol=1e-6)
+
+
+# the tap
+
+
+def their_activations(folder: Path, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """What transformers' linears are given, by the weight's name, and what its cache holds, by the tap's names."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    seen: dict[str, np.ndarray] = {}
+
+    def keep(name: str):  # type: ignore[no-untyped-def]
+        return lambda module, given: seen.__setitem__(name, given[0].reshape(-1, given[0].shape[-1]).numpy())
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(keep(f"{name}.weight"))
+    with torch.no_grad():
+        cache = model(torch.tensor(ids), use_cache=True).past_key_values
+    for layer in range(model.config.num_hidden_layers):
+        for name, held in zip(cache_names(layer), (cache.layers[layer].keys, cache.layers[layer].values), strict=True):
+            seen[name] = held.numpy()
+    return seen
+
+
+def test_the_tap_sees_what_transformers_computes(tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(tmp_path, architecture_from_config(BASE))
+    ids = np.random.default_rng(1).integers(0, 101, (2, 40))
+    seen: dict[str, np.ndarray] = {}
+
+    def tap(name: str, x: np.ndarray) -> np.ndarray:
+        seen[name] = x.copy()
+        return x
+
+    np.testing.assert_array_equal(final_hidden(checkpoint, ids, tap=tap), final_hidden(checkpoint, ids))
+    theirs = their_activations(tmp_path, ids)
+    assert len(seen) == checkpoint.architecture.num_hidden_layers * 6
+    for name, x in seen.items():
+        np.testing.assert_allclose(x, theirs[name], atol=1e-4, err_msg=name)
+    for name, sharing in (("q_proj", ("k_proj", "v_proj")), ("gate_proj", ("up_proj",))):
+        for tapped in (tapped for tapped in seen if name in tapped):
+            for other in sharing:
+                np.testing.assert_array_equal(theirs[tapped], theirs[tapped.replace(name, other)])
+
+
+@pytest.mark.parametrize("tapped", ["self_attn.q_proj.weight", "mlp.down_proj.weight", "self_attn.v_cache"])
+def test_what_the_tap_answers_is_what_flows_on(tmp_path: Path, tapped: str) -> None:
+    checkpoint = random_checkpoint(tmp_path, architecture_from_config(BASE))
+    ids = np.random.default_rng(1).integers(0, 101, (1, 40))
+    doubled = f"model.layers.1.{tapped}"
+
+    def tap(name: str, x: np.ndarray) -> np.ndarray:
+        return 2 * x if name == doubled else x
+
+    assert np.abs(final_hidden(checkpoint, ids, tap=tap) - final_hidden(checkpoint, ids)).max() > 0.1
+
+
+def test_a_layers_matrices_are_read_by_blocks_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = random_checkpoint(tmp_path, architecture_from_config(BASE))
+    ids = np.random.default_rng(1).integers(0, 101, (1, 40))
+    whole = final_hidden(checkpoint, ids)
+    monkeypatch.setattr("edgeforge.model.forward.BLOCK_BYTES", 7 * 48 * 4)
+    np.testing.assert_allclose(final_hidden(checkpoint, ids), whole, atol=1e-4)
