@@ -1,4 +1,4 @@
-"""The machine: processor, memory, disk, GPUs, packages. Reads files, runs nvidia-smi, imports nothing heavy."""
+"""The machine: processor, memory, disk, packages, tools. Reads files and metadata, imports nothing heavy."""
 
 import os
 import platform
@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-NVIDIA_SMI_SECONDS = 10
+from edgeforge.runtime.choice import installed_version as installed_version
+from edgeforge.runtime.requirements import numbers
+
+TOOL_SECONDS = 10
 # Instruction sets that int8 kernels use, by the names Linux gives them.
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 
@@ -23,19 +26,20 @@ class Cpu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    name: str
-    compute_capability: str
-    memory_bytes: int
-    driver: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """`total_bytes` respects a container's limit."""
 
     total_bytes: int
     available_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A program on the PATH. `version` None: its package could not be found."""
+
+    name: str
+    path: str
+    version: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,41 +89,37 @@ def disk_free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def gpus(executable: str = "nvidia-smi") -> tuple[Gpu, ...]:
-    """NVIDIA GPUs by nvidia-smi; none where it is absent, fails or hangs."""
-    query = ["--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(
-            [executable, *query], capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    return parse_gpus(done.stdout) if done.returncode == 0 else ()
-
-
-def parse_gpus(csv: str) -> tuple[Gpu, ...]:
-    """nvidia-smi's CSV lines; memory is in MiB there. Lines that are not such (an error text) are passed over."""
-    found = []
-    for line in csv.splitlines():
-        cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) != 4:
-            continue
-        mib = int(cells[2]) if cells[2].isdigit() else 0  # unified memory answers [N/A]
-        found.append(Gpu(name=cells[0], compute_capability=cells[1], memory_bytes=mib << 20, driver=cells[3]))
-    return tuple(found)
-
-
 def tegra_model(root: Path = Path("/")) -> str | None:
     """A Jetson's model name, from its device tree."""
     text = _read(root / "proc/device-tree/model").strip("\0 \n")
     return text if "jetson" in text.lower() or "tegra" in text.lower() else None
 
 
-def installed_version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
+def tool(name: str, package: str) -> Tool | None:
+    """A program on the PATH and the version of the package it comes from; None where there is no such program.
+
+    The package is looked up in the environment of the Python that the program names in its first line, since running
+    the program itself imports what needs a GPU.
+    """
+    path = shutil.which(name)
+    if path is None:
         return None
+    with open(path, "rb") as file:
+        first = file.readline(1000).decode(errors="replace")
+    interpreter = first.removeprefix("#!").split() if first.startswith("#!") else []
+    version = _version_in(interpreter[0], package) if interpreter and "python" in interpreter[0] else None
+    return Tool(name=name, path=path, version=version)
+
+
+def _version_in(interpreter: str, package: str) -> str | None:
+    code = f"from importlib import metadata; print(metadata.version({package!r}))"
+    try:
+        done = subprocess.run(
+            [interpreter, "-I", "-c", code], capture_output=True, text=True, timeout=TOOL_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def requirements_of(package: str) -> tuple[Requirement, ...]:
@@ -153,15 +153,7 @@ def at_least(found: str, minimum: str | None) -> bool:
     """Whether version `found` reaches `minimum`, by their release numbers."""
     if minimum is None:
         return True
-    return _release(found) >= _release(minimum)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    numbers = re.match(r"\d+(?:\.\d+)*", version)
-    parts = [int(part) for part in numbers.group().split(".")] if numbers else []
-    while parts and parts[-1] == 0:
-        parts.pop()  # 1.26.0 is 1.26
-    return tuple(parts)
+    return numbers(found) >= numbers(minimum)
 
 
 def _read(path: Path) -> str:

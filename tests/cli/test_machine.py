@@ -1,20 +1,21 @@
 """The machine's facts come from files and metadata, and absent facts are no errors."""
 
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from edgeforge.cli.machine import (
-    Gpu,
     Requirement,
+    Tool,
     at_least,
     cpu,
     disk_free_bytes,
-    gpus,
     memory,
-    parse_gpus,
     parse_requirement,
     tegra_model,
+    tool,
 )
 
 
@@ -42,21 +43,28 @@ def test_memory_respects_a_containers_limit(tmp_path: Path) -> None:
     assert memory(tmp_path).total_bytes == 2_048_000
 
 
-def test_gpus_are_parsed_from_nvidia_smi() -> None:
-    text = "NVIDIA GeForce RTX 4090, 8.9, 24564, 570.10\nOrin (nvgpu), 8.7, [N/A], 540.4.0\nno such line\n"
-    assert parse_gpus(text) == (
-        Gpu(name="NVIDIA GeForce RTX 4090", compute_capability="8.9", memory_bytes=24564 << 20, driver="570.10"),
-        Gpu(name="Orin (nvgpu)", compute_capability="8.7", memory_bytes=0, driver="540.4.0"),
-    )
-
-
-@pytest.mark.parametrize("body", ["#!/bin/sh\necho broken driver\nexit 9\n", "not a program"])
-def test_a_missing_or_broken_nvidia_smi_means_no_gpu(tmp_path: Path, body: str) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text(body)
+def test_a_programs_version_is_its_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """trtllm-build is not run for it: it would import what needs a GPU."""
+    program = tmp_path / "trtllm-build"
+    program.write_text(f"#!{sys.executable}\nraise SystemExit('it was run')\n")
     program.chmod(0o755)
-    assert gpus(str(program)) == ()
-    assert gpus(str(tmp_path / "absent")) == ()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tool("trtllm-build", "click") == Tool(
+        name="trtllm-build", path=str(program), version=metadata.version("click")
+    )
+    assert tool("trtllm-build", "no-such-package") == Tool(name="trtllm-build", path=str(program), version=None)
+    assert tool("llm_build", "click") is None
+
+
+@pytest.mark.parametrize("content", [b"#!/bin/sh\n", b"\x7fELF\x00", b"", b"#!/no/such/python3\n"])
+def test_a_program_that_names_no_python_has_no_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    program = tmp_path / "llm_build"
+    program.write_bytes(content)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tool("llm_build", "click") == Tool(name="llm_build", path=str(program), version=None)
 
 
 def test_a_jetson_tells_its_model(tmp_path: Path) -> None:
