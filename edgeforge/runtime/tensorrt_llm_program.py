@@ -3,6 +3,8 @@
 Written against tensorrt_llm/llmapi/llm.py (LLM, generate_async), tensorrt_llm/executor/result.py (GenerationResult is
 its own iterator; outputs[0].token_ids grows; abort) and tensorrt_llm/sampling_params.py, versions 1.0 to 1.3; engines
 are opened by tensorrt_llm/_tensorrt_engine, which 1.2.1 was the last stable version to have.
+
+It computes ahead of whoever reads, so that the timings of an answer read slowly flatter it.
 """
 
 import os
@@ -21,8 +23,10 @@ from .sampling import GREEDY_BELOW
 REASONS: Mapping[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 # The default of max_num_tokens (tensorrt_llm/llmapi/llm_args.py): a longer prompt must be computed in pieces.
 LONGEST_PIECE = 8192
-# The PyTorch backend took these and ignored them before: pull requests 16485 (penalties), 16590 (min_p), 17172 (seed).
+# The PyTorch backend took these and ignored them before: pull requests 16485 (penalties), 16590 (min_p), 17172 (seed),
+# merged between the release candidates of 1.3. The value that asks for nothing stands beside each.
 SAMPLES_ALL_SINCE = "1.3"
+NEUTRAL = {"repetition_penalty": "1.0", "min_p": "0", "seed": "None"}
 
 
 class Completion(Protocol):
@@ -58,7 +62,8 @@ class TensorRtLlm:
         self._version = version
 
     def check(self, options: GenerationOptions) -> None:
-        if self._record.name == "tensorrt" or numbers(self._version) >= numbers(SAMPLES_ALL_SINCE):
+        release, since = numbers(self._version), numbers(SAMPLES_ALL_SINCE)
+        if self._record.name == "tensorrt" or release > since or (release == since and "rc" not in self._version):
             return
         asked = options.sampling
         ignored = {
@@ -70,7 +75,7 @@ class TensorRtLlm:
             if is_ignored:
                 raise UnusableBundle(
                     f"TensorRT-LLM {self._version} ignores {name}; it takes it into account since {SAMPLES_ALL_SINCE}",
-                    hint=f"update tensorrt-llm, or leave {name} at its neutral value",
+                    hint=f"update tensorrt-llm, or ask for {name} {NEUTRAL[name]}",
                 )
 
     def open(self) -> None:

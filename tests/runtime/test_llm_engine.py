@@ -309,11 +309,12 @@ def test_what_the_user_set_in_the_environment_stays(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("option", "value"), [("repetition_penalty", 1.1), ("min_p", 0.1), ("seed", 3)], ids=lambda value: str(value)
 )
+@pytest.mark.parametrize("version", ["1.2.1", "1.3.0rc15"])
 def test_an_option_that_an_older_tensorrt_llm_ignores_is_refused_at_the_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, option: str, value: float
 ) -> None:
-    loaded = make_world("tensorrt-llm", tmp_path, monkeypatch, version="1.2.1").load()
-    with pytest.raises(UnusableBundle, match=rf"TensorRT-LLM 1\.2\.1 ignores {option}"):
+    loaded = make_world("tensorrt-llm", tmp_path, monkeypatch, version=version).load()
+    with pytest.raises(UnusableBundle, match=rf"TensorRT-LLM {version} ignores {option}"):
         loaded.generate(PROMPT, temperature=0.8, **{option: value})
     if option != "repetition_penalty":  # the others do not matter to a greedy answer
         collect(loaded.generate(PROMPT, temperature=0, max_new_tokens=2, **{option: value}))
