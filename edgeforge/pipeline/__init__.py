@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +20,10 @@ from edgeforge import bundle as bundles
 from edgeforge.errors import MissingDependency, OutOfResources, UsageError
 from edgeforge.hardware import Target, profile_to_json, target_to_json
 from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
-from edgeforge.pipeline import records
+from edgeforge.pipeline import records, scales_file
+from edgeforge.pipeline.calibration import check_source, load_or_measure, part_of
 from edgeforge.pipeline.walk import Consumer, available_cores, walk
-from edgeforge.planning import BuildPlan, apply_overrides, make_plan, plan_to_json
+from edgeforge.planning import BuildPlan, apply_overrides, make_plan
 from edgeforge.quantization.calibration import EMPTY, Calibration
 from edgeforge.runtime.integrity import sha256_of
 from edgeforge.runtime.manifest import Determinism, EngineRecord, Manifest, ModelRecord, Requirements
@@ -42,7 +43,8 @@ Exporter = Literal["edgeforge", "optimum"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
     """What to build. `chunks`: pieces of 512 tokens that the closing validation scores. `calibration`: a text or a file
-    of scales for schemes with static scales; None takes the built-in text.
+    of scales for what is scaled ahead; None takes the built-in text, "none" leaves it to the engine where that can.
+    `save_calibration`: a file for the scales that were used.
     """
 
     target: Target
@@ -53,15 +55,17 @@ class BuildOptions:
     threads: int | None = None
     exporter: Exporter = "edgeforge"
     chunks: int = 8
-    calibration: Path | None = None
+    calibration: Path | Literal["none"] | None = None
+    save_calibration: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """Everything that can be known before a weight is read."""
+    """Everything that can be known before a weight is read, and then what calibration found for the plan."""
 
     plan: BuildPlan
     checkpoint: Checkpoint
+    calibration: Calibration = EMPTY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,8 @@ def prepare_all(options: Sequence[BuildOptions]) -> tuple[Prepared, ...]:
     plans = [make_plan(checkpoint.architecture, each.target, stored=grids) for each in options]
     for plan in plans:
         backends.load(plan.target.backend).check(plan)
+    source = None if first.calibration == "none" else first.calibration
+    check_source(plans, source, wanted=first.calibration != "none", save=first.save_calibration)
     checkpoint.tokenizer  # noqa: B018 - reading it checks it, before the work
     return tuple(Prepared(plan=plan, checkpoint=checkpoint) for plan in plans)
 
@@ -143,7 +149,8 @@ def build_all(options: Sequence[BuildOptions], *, progress: Progress) -> tuple[B
     with ExitStack() as stack:
         stagings = [stack.enter_context(bundles.staging_directory(each.out)) for each in options]
         calibration = _calibrate(options[0], prepared, progress)
-        _write_weights(options, prepared, stagings, calibration, progress)
+        prepared = tuple(replace(ready, calibration=part_of(calibration, ready.plan)) for ready in prepared)
+        _write_weights(options, prepared, stagings, progress)
         return tuple(
             _complete(each, ready, staging, started, progress)
             for each, ready, staging in zip(options, prepared, stagings, strict=True)
@@ -186,20 +193,20 @@ def _check_disk(options: Sequence[BuildOptions], prepared: Sequence[Prepared]) -
 
 def _calibrate(options: BuildOptions, prepared: Sequence[Prepared], progress: Progress) -> Calibration:
     """One pass of calibration text for all targets that need it, or what a file of scales says."""
-    if not any(ready.plan.calibrates for ready in prepared):
+    measured = any(ready.plan.calibrates for ready in prepared)
+    if options.calibration == "none" or not (measured or options.calibration):
         return EMPTY
-    from edgeforge.pipeline.calibration import load_or_measure
-
-    return load_or_measure(
-        prepared[0].checkpoint, options.calibration, progress=partial(progress, "calibrate"), threads=options.threads
-    )
+    checkpoint = prepared[0].checkpoint
+    calibration = load_or_measure(checkpoint, options.calibration, progress=partial(progress, "calibrate"))
+    if options.save_calibration is not None:
+        scales_file.save(calibration, options.save_calibration, fingerprint=checkpoint.fingerprint)
+    return calibration
 
 
 def _write_weights(
     options: Sequence[BuildOptions],
     prepared: Sequence[Prepared],
     stagings: Sequence[Path],
-    calibration: Calibration,
     progress: Progress,
 ) -> None:
     """Fill every staging/model with the tokenizer and the weights, in one walk over the checkpoint."""
@@ -213,11 +220,9 @@ def _write_weights(
                 (folder / name).write_bytes(content)
             if each.exporter == "optimum":
                 continue
-            sink = backends.load(ready.plan.target.backend).sink(ready.plan, calibration, folder)
-            scales = {} if ready.plan.target.backend == "onnx" else calibration.pre_quant_scales
-            consumers.append(
-                Consumer(schemes=ready.plan.schemes, put=stack.enter_context(sink).put, pre_quant_scales=scales)
-            )
+            sink = backends.load(ready.plan.target.backend).sink(ready.plan, ready.calibration, folder)
+            put, scales = stack.enter_context(sink).put, ready.calibration.pre_quant_scales
+            consumers.append(Consumer(schemes=ready.plan.schemes, put=put, pre_quant_scales=scales))
         if consumers:
             threads = options[0].threads or available_cores()
             walk(checkpoint, consumers, threads=threads, progress=partial(progress, "quantize"))
@@ -238,7 +243,7 @@ def _write_model(options: BuildOptions, prepared: Prepared, staging: Path, progr
     return _Model(
         record=records.model_record(plan, checkpoint, backend=plan.target.backend, files=files),
         requirements=records.requirements(needs),
-        determinism=records.REPRODUCIBLE,
+        determinism=records.CALIBRATED if prepared.calibration.inputs else records.REPRODUCIBLE,
         engine=needs.engine,
         digests=digests,
     )
@@ -278,7 +283,7 @@ def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progres
         staging,
         target=target_to_json(plan.target),
         profile=profile_to_json(plan.target.profile),
-        plan=plan_to_json(plan),
+        plan=records.plan_record(plan, prepared.calibration),
         source=records.source_record(checkpoint),
         model=model.record,
         requirements=model.requirements,

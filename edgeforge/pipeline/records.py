@@ -4,12 +4,18 @@ from dataclasses import asdict
 
 from edgeforge import backends
 from edgeforge.model.checkpoint import Checkpoint
-from edgeforge.planning import BuildPlan
+from edgeforge.planning import BuildPlan, plan_to_json
+from edgeforge.quantization.calibration import Calibration
 from edgeforge.runtime.manifest import Determinism, GenerationRecord, ModelRecord, Requirements, SourceRecord
 
 RUNTIME_PACKAGES = {"numpy": ">=1.26", "tokenizers": ">=0.20"}
 REPRODUCIBLE = Determinism(
     reproducible=True, note="the same checkpoint, target and EdgeForge version give the same bytes on any machine"
+)
+CALIBRATED = Determinism(
+    reproducible=True,
+    note="the same checkpoint, target, EdgeForge version and scales of activations give the same bytes on any machine; "
+    "scales measured on another kind of processor may rarely differ in their last bit (--save-calibration keeps them)",
 )
 NOT_REPRODUCIBLE = Determinism(
     reproducible=False, note="the graph is torch's and optimum's, which do not promise the same bytes"
@@ -18,6 +24,14 @@ NOT_REPRODUCIBLE = Determinism(
 
 def source_record(checkpoint: Checkpoint) -> SourceRecord:
     return SourceRecord(**asdict(checkpoint.source), fingerprint=checkpoint.fingerprint)
+
+
+def plan_record(plan: BuildPlan, calibration: Calibration) -> dict[str, object]:
+    """The plan, and what its scales of activations were found with; the plan's reader passes over that."""
+    document = plan_to_json(plan)
+    if calibration.inputs:
+        document["calibration"] = {"tokens": calibration.tokens, "text_sha256": calibration.text_sha256}
+    return document
 
 
 def requirements(needs: backends.Requirements) -> Requirements:

@@ -23,8 +23,12 @@ def render(
     bos_token: str | None,
     eos_token: str | None,
     add_generation_prompt: bool = True,
+    now: datetime.datetime | None = None,
 ) -> str:
-    """The prompt as transformers' apply_chat_template renders it; UnusableBundle where the template refuses."""
+    """The prompt as transformers' apply_chat_template renders it; UnusableBundle where the template refuses.
+
+    `now` is for templates that write the date.
+    """
     compiled = _compile(template)
     try:
         return compiled.render(
@@ -34,6 +38,7 @@ def render(
             add_generation_prompt=add_generation_prompt,
             tools=None,
             documents=None,
+            strftime_now=(now or datetime.datetime.now()).strftime,
         )
     except Exception as error:  # a template is a program: what it raises is its author's choice
         raise UnusableBundle(f"the chat template refuses these messages: {error}") from error
@@ -52,7 +57,6 @@ def _compile(template: str) -> "Template":
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
         return environment.from_string(template)
     except TemplateError as error:

@@ -1,7 +1,8 @@
 """The comparison itself: both models read the same tokens, and every scored token is weighed.
 
-The reference runs in float32 from the checkpoint, one layer's weights in memory at a time, over as many chunks at once
-as WORKING_BYTES allow (the more at once, the fewer times the weights are read). Logits exist for one chunk at a time.
+The reference runs in float32 from the checkpoint, a block of weights in memory at a time, over as many chunks at once
+as WORKING_BYTES allow (the more at once, the fewer times the weights are read). So does a candidate whose engine is
+not there. Logits exist for one chunk at a time.
 """
 
 from collections.abc import Callable
@@ -11,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeforge.errors import GateFailed, UnusableInput
-from edgeforge.model.checkpoint import Checkpoint
+from edgeforge.model.checkpoint import Weights
+from edgeforge.model.forward import Tap, final_hidden, lm_head_logits, untouched
 from edgeforge.validation.protocol import Chunks
 from edgeforge.validation.statistics import NonFiniteLogitsError, TokenValues, compare_logits, join
 
 LogitsOfChunk = Callable[[int], NDArray[np.float32]]  # chunk number -> the scored positions' logits [S, V]
 Progress = Callable[[int, int], None]  # steps done, steps in all
 
-WORKING_BYTES = 384 << 20  # activations of the reference's forward pass
+WORKING_BYTES = 384 << 20  # activations of a forward pass
 
 
 def compare(
@@ -51,19 +53,23 @@ def _not_finite(error: NonFiniteLogitsError, chunk: int, chunks: Chunks) -> Gate
 
 
 @dataclass(slots=True, kw_only=True)
-class ReferenceLogits:
-    """The original's logits, chunk by chunk in order; hidden states are computed for a group of chunks at a time."""
+class ForwardLogits:
+    """The reference forward pass's logits, chunk by chunk in order; hidden states come for a group of chunks at a time.
 
-    checkpoint: Checkpoint
+    `tap`: what replaces activations on their way, for a candidate.
+    """
+
+    weights: Weights
     chunks: Chunks
     progress: Progress  # (layers done, layers in all), over all groups
+    tap: Tap = untouched
     _group: int = -1
     _hidden: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
 
     @property
     def group_size(self) -> int:
         """Chunks that the forward pass takes at once."""
-        architecture = self.checkpoint.architecture
+        architecture = self.weights.architecture
         # per token: the residual stream, its norm, queries and attention's answer; gate and up of the MLP
         values = 4 * architecture.hidden_size + 2 * architecture.intermediate_size
         return min(self.chunks.count, max(1, WORKING_BYTES // (4 * values * self.chunks.context)))
@@ -73,22 +79,23 @@ class ReferenceLogits:
         """How many times the weights are read."""
         return -(-self.chunks.count // self.group_size)
 
-    def __call__(self, chunk: int) -> NDArray[np.float32]:
-        from edgeforge.model.forward import lm_head_logits
+    @property
+    def steps(self) -> int:
+        """Layers in all."""
+        return self.groups * self.weights.architecture.num_hidden_layers
 
+    def __call__(self, chunk: int) -> NDArray[np.float32]:
         group, place = divmod(chunk, self.group_size)
         if group != self._group:
             self._hidden = self._read_group(group)
             self._group = group
-        return lm_head_logits(self.checkpoint, self._hidden[place])
+        return lm_head_logits(self.weights, self._hidden[place])
 
     def _read_group(self, group: int) -> NDArray[np.float32]:
-        from edgeforge.model.forward import final_hidden
-
         def layer_done(done: int, total: int) -> None:
             self.progress(group * total + done, self.groups * total)
 
         self._hidden = self._hidden[:0]  # let the old group go before the next one comes
         ids = self.chunks.ids[group * self.group_size : (group + 1) * self.group_size]
-        hidden = final_hidden(self.checkpoint, ids, progress=layer_done)
+        hidden = final_hidden(self.weights, ids, progress=layer_done, tap=self.tap)
         return np.ascontiguousarray(hidden[:, self.chunks.positions])

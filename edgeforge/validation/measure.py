@@ -2,20 +2,20 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeforge import __version__, runtime
+from edgeforge import __version__
 from edgeforge.errors import UnusableInput, UsageError
 from edgeforge.model.checkpoint import Checkpoint
 from edgeforge.runtime.manifest import Manifest, read_manifest
-from edgeforge.validation.compare import Progress, ReferenceLogits, compare
-from edgeforge.validation.data import concatenate, default_texts, encode_plain
+from edgeforge.validation.candidate import Candidate, open_candidate
+from edgeforge.validation.compare import ForwardLogits, Progress, compare
+from edgeforge.validation.data import concatenate, default_texts, encode_plain, start_token_id
 from edgeforge.validation.gate import GateResult, Limits, judge
 from edgeforge.validation.protocol import Chunks, Protocol, make_chunks
 from edgeforge.validation.report import ChunkFigures, Histogram, Reference, Text, ValidationReport
@@ -47,7 +47,8 @@ def validate(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> ValidationReport:
-    """Hold the bundle, run as a user would run it, against the original weights on the same tokens.
+    """Hold the bundle against the original weights on the same tokens. It is run as a user would run it; of a bundle
+    for an engine that is another program, the stored weights are, by the reference forward pass.
 
     `texts` None scores the package's own text; `chunks` None scores all of it; `context` None means 512 tokens, or
     the bundle's whole context where that is shorter. `progress` gets (steps done, steps in all). Everything is
@@ -60,9 +61,9 @@ def validate(
     text = concatenate(default_texts() if texts is None else texts)
     tokens = _tokenize(bundle, manifest, checkpoint, text)
     pieces = make_chunks(tokens.ids, protocol=protocol, context=context, bos_token_id=tokens.bos_token_id, limit=chunks)
-    device = _device(manifest)
-    model = runtime.load(bundle, threads=threads, verify="quick", device=device)
-    values = _score(pieces, checkpoint, model.score, progress)
+    steps = _Steps(progress)
+    candidate = open_candidate(bundle, manifest, pieces, threads=threads, progress=steps.count)
+    values = _score(pieces, checkpoint, candidate, steps)
     return make_report(
         values,
         pieces,
@@ -76,15 +77,8 @@ def validate(
             tokens=len(tokens.ids),
         ),
         seconds=time.perf_counter() - started,
-        away_from=manifest.requirements.provider if device == "cpu" else None,
+        remarks=candidate.notes,
     )
-
-
-def _device(manifest: Manifest) -> Literal["cpu"] | None:
-    """None: the bundle's own device. Where onnxruntime has no provider for it, the processor runs the same graph."""
-    import onnxruntime
-
-    return None if manifest.requirements.provider in onnxruntime.get_available_providers() else "cpu"
 
 
 def _checked_context(asked: int | None, manifest: Manifest, checkpoint: Checkpoint) -> int:
@@ -121,39 +115,28 @@ def _tokenize(bundle: Path, manifest: Manifest, checkpoint: Checkpoint, text: st
                 "the bundle's tokenizer splits the text into other tokens than the reference's",
                 hint="give the model that the bundle was built from with --reference",
             )
-    bos = None
-    if files.add_bos:
-        named = None if files.bos_token is None else tokenizer.token_to_id(files.bos_token)
-        bos = checkpoint.architecture.bos_token_id if named is None else named
+    bos = start_token_id(checkpoint, tokenizer)
     return Tokens(ids=tuple(ids), bos_token_id=bos)
 
 
-def _score(
-    pieces: Chunks,
-    checkpoint: Checkpoint,
-    candidate: Callable[[Sequence[int]], NDArray[np.float32]],
-    progress: Progress | None,
-) -> TokenValues:
-    """Both models over all chunks; a step is one layer of one group, or one chunk's logits."""
-    tell = progress or (lambda done, total: None)
-    layers_done, chunks_done, total = 0, 0, pieces.count
+class _Steps:
+    """Progress over both models: a step is one layer of one group, or one chunk's logits."""
 
-    def layer_done(done: int, layers: int) -> None:
-        nonlocal layers_done, total
-        layers_done, total = done, layers + pieces.count
-        tell(layers_done + chunks_done, total)
+    def __init__(self, tell: Progress | None) -> None:
+        self._tell = tell or (lambda done, total: None)
+        self._done = 0
+        self.total = 0
 
-    def chunk_done(done: int) -> None:
-        nonlocal chunks_done
-        chunks_done = done
-        tell(layers_done + chunks_done, total)
+    def count(self, *_: int) -> None:
+        self._done += 1
+        self._tell(self._done, self.total)
 
-    return compare(
-        pieces,
-        ReferenceLogits(checkpoint=checkpoint, chunks=pieces, progress=layer_done),
-        lambda chunk: candidate(pieces.ids[chunk].tolist())[pieces.positions],
-        chunk_done,
-    )
+
+def _score(pieces: Chunks, checkpoint: Checkpoint, candidate: Candidate, steps: _Steps) -> TokenValues:
+    """Both models over all chunks."""
+    reference = ForwardLogits(weights=checkpoint, chunks=pieces, progress=steps.count)
+    steps.total = reference.steps + candidate.steps + pieces.count
+    return compare(pieces, reference, candidate.logits, steps.count)
 
 
 def _describe(checkpoint: Checkpoint, manifest: Manifest) -> Reference:
@@ -176,11 +159,11 @@ def make_report(
     reference: Reference,
     text: Text,
     seconds: float,
-    away_from: str | None = None,
+    remarks: Sequence[str] = (),
 ) -> ValidationReport:
     """The averages, the spread and the per-chunk figures of `values` (of all of `pieces`, in order).
 
-    `away_from`: the bundle's execution provider, where another one had to run it.
+    `remarks`: what else its notes must say.
     """
     summary = summarize(values)
     median, p99 = np.quantile(values.kl_divergence, (0.5, 0.99))
@@ -209,7 +192,7 @@ def make_report(
         kl_divergence_histogram=_histogram(values.kl_divergence),
         chunks=tuple(_chunk_figures(values, chunk, pieces.scored_per_chunk) for chunk in range(pieces.count)),
         gate=gate,
-        notes=tuple(_notes(reference, gate, away_from)),
+        notes=(*remarks, *_notes(reference, gate)),
         seconds=round(seconds, 3),
     )
 
@@ -230,9 +213,7 @@ def _histogram(divergence: NDArray[np.float64]) -> Histogram:
     return Histogram(edges=HISTOGRAM_EDGES, counts=tuple(int(count) for count in counts))
 
 
-def _notes(reference: Reference, gate: GateResult, away_from: str | None) -> Iterator[str]:
-    if away_from is not None:
-        yield f"The same graph was run on the processor: this onnxruntime has no {away_from}."
+def _notes(reference: Reference, gate: GateResult) -> Iterator[str]:
     if reference.precision.startswith("Q4_"):
         yield (
             f"The original is itself 4-bit ({reference.precision}), so these figures show what the build changed, "

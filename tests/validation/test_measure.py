@@ -13,7 +13,7 @@ from edgeforge.hardware import Gate
 from edgeforge.model.checkpoint import Checkpoint, Source, open_checkpoint
 from edgeforge.model.forward import forward
 from edgeforge.validation import compare, validate
-from edgeforge.validation.compare import ReferenceLogits
+from edgeforge.validation.compare import ForwardLogits
 from edgeforge.validation.measure import make_report
 from edgeforge.validation.protocol import make_chunks
 from edgeforge.validation.report import Reference
@@ -111,7 +111,7 @@ def test_reading_the_weights_in_groups_changes_nothing(
 
     def logits() -> tuple[int, list[NDArray[np.float32]], list[tuple[int, int]]]:
         steps: list[tuple[int, int]] = []
-        reference = ReferenceLogits(checkpoint=checkpoint, chunks=chunks, progress=lambda a, b: steps.append((a, b)))
+        reference = ForwardLogits(weights=checkpoint, chunks=chunks, progress=lambda a, b: steps.append((a, b)))
         return reference.groups, [reference(chunk) for chunk in range(5)], steps
 
     groups, whole, _ = logits()
@@ -137,7 +137,9 @@ def test_everything_is_refused_before_a_model_computes(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = answer_with(monkeypatch, NoisyModel(checkpoint, noise=0.0))
-    monkeypatch.setattr("edgeforge.model.forward.final_hidden", lambda *_, **__: pytest.fail("the reference computed"))
+    monkeypatch.setattr(
+        "edgeforge.validation.compare.final_hidden", lambda *_, **__: pytest.fail("the reference computed")
+    )
     bundle = make_bundle(tmp_path, checkpoint, context_length=256)
     with pytest.raises(UsageError, match="512 tokens is longer than the bundle's 256"):
         validate(bundle, checkpoint, gate=LOOSE, context=512)
