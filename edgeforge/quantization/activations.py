@@ -31,7 +31,7 @@ def round_e4m3(x: Array, scale: float) -> Array:
 def round_e4m3_tensor(x: Array) -> Array:
     """Dynamic, one scale for all: what max |x| gives."""
     amax = np.float32(np.abs(x).max())
-    return round_e4m3(x, scale_for(float(amax), E4M3.largest)) if np.isfinite(amax) else x
+    return round_e4m3(x, float(scale_for(float(amax), E4M3.largest))) if np.isfinite(amax) else x
 
 
 def round_e4m3_tokens(x: Array) -> Array:
