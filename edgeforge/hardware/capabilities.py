@@ -184,6 +184,7 @@ ENGINES: Mapping[str, EngineFacts] = {
         title="vLLM",
         runs={
             ("modelopt", "fp8"): ADA_ON,
+            ("modelopt", "fp8-dynamic"): ADA_ON,
             ("modelopt", "nvfp4"): ("10.0", "12.0"),
             ("modelopt", "float"): AMPERE_ON,
             ("compressed-tensors", "w4a16"): AMPERE_ON,
