@@ -30,6 +30,7 @@ class Loaded:
     linears: Mapping[str, Linear]
     plain: Mapping[str, Floats]
     dtype: str
+    kv: tuple[tuple[float, float], ...]
 
     @property
     def weights(self) -> dict[str, Floats]:
@@ -53,8 +54,22 @@ def read_compressed(folder: Path) -> Loaded:
         for part, shape in linear_shapes(config).items()
     }
     plain, dtype = read_plain(tensors, config, layers)
+    kv = read_cache(tensors, layers, described["kv_cache_scheme"])
     assert not tensors, f"the format has no {sorted(tensors)}"
-    return Loaded(format=described["format"], linears=linears, plain=plain, dtype=dtype)
+    return Loaded(format=described["format"], linears=linears, plain=plain, dtype=dtype, kv=kv)
+
+
+def read_cache(
+    tensors: dict[str, Array], layers: list[str], scheme: Mapping[str, object] | None
+) -> tuple[tuple[float, float], ...]:
+    """Each layer's scales of keys and values, by the names that the package gives them: the attention's own."""
+    if scheme is None:
+        return ()
+    assert (scheme["num_bits"], scheme["type"], scheme["strategy"]) == (8, "float", "tensor")
+    assert scheme["symmetric"] is True and scheme["dynamic"] is False
+    stored = [[tensors.pop(f"{layer}self_attn.{part}_scale") for part in "kv"] for layer in layers]
+    assert all(scale.shape == (1,) for pair in stored for scale in pair)
+    return tuple((float(key.astype(np.float32)[0]), float(value.astype(np.float32)[0])) for key, value in stored)
 
 
 def unpack_words(words: Array, count: int) -> NDArray[np.int8]:

@@ -24,8 +24,8 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def w4a16_scales() -> dict[str, NDArray[np.float32]]:
-    """EdgeForge's own int4 scales of the random checkpoint, in groups of 64."""
-    scheme = QuantizationScheme(name="w4a16", bits=4, group_size=64)
+    """EdgeForge's own int4 scales of the random checkpoint, in groups of 128."""
+    scheme = QuantizationScheme(name="w4a16", bits=4, group_size=128)
     original = as_floats(LLAMA.tensors())
     return {name: quantize(rows, scheme).scales for name, rows in original.items() if "_proj" in name}
 

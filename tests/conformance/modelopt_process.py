@@ -33,7 +33,7 @@ CONFIGS = {
 MAPPINGS: dict[str, tuple[tuple[int, int], ...]] = dict.fromkeys(("fp8", "w4a16", "w4a8"), ((1, 1), (4, 1), (2, 2)))
 MAPPINGS |= {"w4a16-awq": ((4, 1),), "w4a8-awq": ((2, 2),)}  # searched for each anew, which takes seconds
 FUSED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
-GROUP_SIZE = 64
+GROUP_SIZE = 128
 
 
 def quantized(checkpoint: str, scheme: str) -> torch.nn.Module:
@@ -109,4 +109,5 @@ def main(checkpoint: str, out: Path, schemes: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # matrices this small are slower on more
     main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

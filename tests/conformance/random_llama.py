@@ -15,14 +15,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Llama:
-    """The shape. Every part divides by 16 ranks in whole groups of 64; heads are wider than the hidden size shares."""
+    """The shape. Every part divides by 4 ranks in whole groups of 128; heads are wider than the hidden size shares."""
 
-    hidden: int = 256
+    hidden: int = 512
     inner: int = 1024
     layers: int = 2
-    heads: int = 16
-    kv_heads: int = 8
-    width: int = 64
+    heads: int = 8
+    kv_heads: int = 4
+    width: int = 128
     vocab: int = 512
     tied: bool = False
     dtype: str = "bfloat16"

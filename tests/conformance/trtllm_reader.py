@@ -111,13 +111,19 @@ def read_trtllm(folder: Path, *, ignored: tuple[str, ...] = ()) -> Loaded:
     linears: dict[str, Part] = {}
     plain: dict[str, Floats] = {}
     kv: list[float] = []
-    per_group = shape.layers // shape.pp
-    for i in range(shape.layers):
-        group, local = groups[i // per_group], i % per_group
-        read_layer(group, f"transformer.layers.{local}.", f"model.layers.{i}.", shape, config, linears, plain, kv)
+    for i, (group, local) in enumerate(places(shape.layers, shape.pp)):
+        read_layer(
+            groups[group], f"transformer.layers.{local}.", f"model.layers.{i}.", shape, config, linears, plain, kv
+        )
     read_ends(groups, shape, config, plain)
     assert not any(ranks), f"the format has no {[sorted(rank) for rank in ranks]}"
     return Loaded(config=config, linears=linears, plain=plain, kv=tuple(kv))
+
+
+def places(layers: int, groups: int) -> list[tuple[int, int]]:
+    """(group, number within it) of each layer: in order, the first groups one more where they do not divide."""
+    sizes = [layers // groups + (group < layers % groups) for group in range(groups)]
+    return [(group, local) for group, size in enumerate(sizes) for local in range(size)]
 
 
 def shape_of(config: Mapping[str, object]) -> Shape:
@@ -247,18 +253,24 @@ def read_ends(
     groups: Sequence[Sequence[dict[str, Array]]], shape: Shape, config: Mapping[str, object], plain: dict[str, Floats]
 ) -> None:
     """The embedding is the first group's; the last norm and lm_head are the last's."""
-    code, split = FLOATS[str(config["dtype"])], bool(config["use_parallel_embedding"])
+    plain["model.norm.weight"] = replicated(groups[-1], "transformer.ln_f.weight", (shape.hidden,), config)
     assert config["embedding_sharding_dim"] == 0
-    rows = shape.vocab // shape.tp
-    if split:
-        tables = [typed(rank, "transformer.vocab_embedding.weight", code, (rows, shape.hidden)) for rank in groups[0]]
-        plain["model.embed_tokens.weight"] = np.concatenate(tables).astype(np.float32)
+    embedding = "transformer.vocab_embedding.weight"
+    if config["use_parallel_embedding"]:
+        plain["model.embed_tokens.weight"] = by_vocabulary(groups[0], embedding, shape, config)
     else:
         whole = (shape.vocab, shape.hidden)
-        plain["model.embed_tokens.weight"] = replicated(groups[0], "transformer.vocab_embedding.weight", whole, config)
-    plain["model.norm.weight"] = replicated(groups[-1], "transformer.ln_f.weight", (shape.hidden,), config)
+        plain["model.embed_tokens.weight"] = replicated(groups[0], embedding, whole, config)
     if config["share_embedding_table"]:  # one table, of a model that one group holds; no copy in the file
         assert shape.pp == 1
-        return
-    heads = [typed(rank, "lm_head.weight", code, (rows, shape.hidden)) for rank in groups[-1]]
-    plain["lm_head.weight"] = np.concatenate(heads).astype(np.float32)
+    else:
+        plain["lm_head.weight"] = by_vocabulary(groups[-1], "lm_head.weight", shape, config)
+
+
+def by_vocabulary(ranks: Sequence[dict[str, Array]], name: str, shape: Shape, config: Mapping[str, object]) -> Floats:
+    """A table split by rows, filled up with zeros to a multiple of the ranks."""
+    rows = -(-shape.vocab // shape.tp)
+    parts = [typed(rank, name, FLOATS[str(config["dtype"])], (rows, shape.hidden)) for rank in ranks]
+    table = np.concatenate(parts).astype(np.float32)
+    assert not table[shape.vocab :].any()
+    return table[: shape.vocab]
