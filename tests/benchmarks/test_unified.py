@@ -15,14 +15,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from report import Report
 
 from edgeforge.model.checkpoint import open_checkpoint
-from edgeforge.pipeline.calibration import save
+from edgeforge.pipeline import scales_file
 from edgeforge.quantization.calibration import Calibration
 
 PEAK_GB = 1.5
 LEAST_MB_PER_S = 500
 
 
-def scales_file(model: Path, out: Path) -> Path:
+def made_up_scales(model: Path, out: Path) -> Path:
     """Made-up activations: what is measured here is the walk over the weights."""
     checkpoint = open_checkpoint(str(model))
     layers = checkpoint.architecture.num_hidden_layers
@@ -32,7 +32,7 @@ def scales_file(model: Path, out: Path) -> Path:
         values=(5.0,) * layers,
         tokens=1,
     )
-    save(calibration, out)
+    scales_file.save(calibration, out, fingerprint=checkpoint.fingerprint)
     return out
 
 
@@ -49,7 +49,7 @@ def build(model: Path, targets: list[str], out: Path, bench: Bench, *options: st
 def test_fp8_checkpoint(benchmark: BenchmarkFixture, bench: Bench, report: Report, size: str) -> None:
     model = big_model.model_folder("small" if bench.size == "small" else size)
     read = size_bytes(model)
-    scales = scales_file(model, bench.scratch / "scales.safetensors")
+    scales = made_up_scales(model, bench.scratch / "scales.safetensors")
     out, children, copies = bench.scratch / "bundle", [], []
 
     def copy() -> None:
@@ -84,7 +84,7 @@ def test_fp8_checkpoint(benchmark: BenchmarkFixture, bench: Bench, report: Repor
 @pytest.mark.timeout(3600)
 def test_two_targets_in_one_pass(benchmark: BenchmarkFixture, bench: Bench, report: Report) -> None:
     model = big_model.model_folder(bench.size)
-    scales = scales_file(model, bench.scratch / "scales.safetensors")
+    scales = made_up_scales(model, bench.scratch / "scales.safetensors")
     out, together, apart = bench.scratch / "bundles", [], []
 
     def separate() -> None:
