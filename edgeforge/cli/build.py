@@ -36,10 +36,15 @@ if TYPE_CHECKING:
 @options.target_changes
 @click.option(
     "--calibration",
+    metavar="FILE",
+    help="What static scales of activations and the KV cache come from: text, JSON Lines, or a scales file "
+    "(.safetensors). `none` leaves them to TensorRT-LLM, where it can.  [default: a built-in text]",
+)
+@click.option(
+    "--save-calibration",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text, JSON Lines or measured scales for static scales; `none` leaves them to the engine.  "
-    "[default: a built-in text]",
+    help="Keep the measured scales, as a .safetensors file for --calibration.",
 )
 @options.threads_option
 @click.option(
@@ -68,7 +73,8 @@ def build(
     revision: str | None,
     out: Path | None,
     changes: options.Changes,
-    calibration: Path | None,
+    calibration: str | None,
+    save_calibration: Path | None,
     threads: int | None,
     exporter: Literal["edgeforge", "optimum"],
     validate: bool,
@@ -109,7 +115,8 @@ def build(
             threads=threads,
             exporter=exporter,
             chunks=chunks,
-            calibration=calibration,
+            calibration=_calibration(calibration),
+            save_calibration=save_calibration,
         )
         for target, folder in zip(resolved, folders, strict=True)
     ]
@@ -122,6 +129,11 @@ def build(
         asked = [replace(each, out=folder) for each, folder in zip(asked, fresh, strict=True)]
         results = pipeline.build_all(asked, progress=progress)
     _show_results(results, folders, as_json)
+
+
+def _calibration(asked: str | None) -> Path | Literal["none"] | None:
+    """A file called none is ./none."""
+    return "none" if asked == "none" else None if asked is None else Path(asked)
 
 
 def _model(targets: Sequence["Target"], model: str | None) -> str:

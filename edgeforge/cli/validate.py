@@ -56,8 +56,9 @@ def validate(
 ) -> None:
     """Compare BUNDLE with the model it was built from: perplexity, KL divergence, and the same first choice.
 
-    Both read the same tokens, the bundle through the runtime that users embed. The report goes to BUNDLE/reports/, and
-    exit code 5 says that the target's gate failed.
+    Both read the same tokens, the bundle through the runtime that users embed. Where it is for another engine than
+    onnxruntime, its stored weights are read back and run in float32, with activations rounded as the engine rounds
+    them. The report goes to BUNDLE/reports/, and exit code 5 says that the target's gate failed.
 
     \b
     Examples:
