@@ -24,20 +24,29 @@ def quantize(weights: NDArray[np.float32], scheme: QuantizationScheme) -> Quanti
     """Round float32 [N, K] to `scheme`. Raises ValueError for NaN, infinity, or a scale its type cannot hold."""
     if scheme.group_size is None or scheme.offset:
         raise ValueError(f"round-to-nearest does not make scheme {scheme}")
+    low, high = extremes(pad_to_groups(weights, scheme.group_size), scheme.group_size)
+    scales = scales_of(low, high, scheme)
+    zero_points = None if scheme.symmetric else zero_points_of(low, scales, scheme.bits)
+    return round_to_grid(weights, scheme, scales, zero_points)
+
+
+def round_to_grid(
+    weights: NDArray[np.float32],
+    scheme: QuantizationScheme,
+    scales: NDArray[np.float32],
+    zero_points: NDArray[np.int8] | None,
+) -> QuantizedTensor:
+    """Each weight of float32 [N, K] to the nearest code, under given scales and zero points [N, G]."""
     out_features, in_features = weights.shape
-    size = scheme.group_size
-    padded = pad_to_groups(weights, size)
-    low, high = extremes(padded, size)
-    scales = _scales(low, high, scheme)
-    divisors: NDArray[np.float32] = np.where(scales > 0, scales, np.float32(np.inf))
+    padded = pad_to_groups(weights, scheme.group_size or in_features)
     # Not times a reciprocal: bfloat16 weights make many exact ties, and only the quotient, as fast, leaves them ties.
-    steps = padded.reshape(out_features, -1, size) / divisors[:, :, None]
-    zero_points = None if scheme.symmetric else _zero_points(low, divisors, scheme.bits)
+    steps = padded.reshape(*scales.shape, -1) / _divisors(scales)[:, :, None]
     codes = round_to_codes(steps, zero_points, scheme.bits).reshape(out_features, -1)[:, :in_features]
     return QuantizedTensor(scheme=scheme, codes=np.ascontiguousarray(codes), scales=scales, zero_points=zero_points)
 
 
-def _scales(low: NDArray[np.float32], high: NDArray[np.float32], scheme: QuantizationScheme) -> NDArray[np.float32]:
+def scales_of(low: NDArray[np.float32], high: NDArray[np.float32], scheme: QuantizationScheme) -> NDArray[np.float32]:
+    """s of groups that span [low, high], float32 [N, G], as its type stores it; 0 where it would be subnormal."""
     half = 2 ** (scheme.bits - 1)
     if scheme.symmetric:
         scales: NDArray[np.float32] = np.maximum(high / np.float32(half - 1), low / np.float32(-half))
@@ -48,6 +57,11 @@ def _scales(low: NDArray[np.float32], high: NDArray[np.float32], scheme: Quantiz
     return np.where(scales < SMALLEST_SCALE, np.float32(0), scales)
 
 
-def _zero_points(low: NDArray[np.float32], divisors: NDArray[np.float32], bits: int) -> NDArray[np.int8]:
+def zero_points_of(low: NDArray[np.float32], scales: NDArray[np.float32], bits: int) -> NDArray[np.int8]:
+    """z of groups that begin at `low`, int8 [N, G]."""
     half = 2 ** (bits - 1)
-    return np.asarray(np.clip(np.rint(-low / divisors) - half, -half, half - 1), np.int8)
+    return np.asarray(np.clip(np.rint(-low / _divisors(scales)) - half, -half, half - 1), np.int8)
+
+
+def _divisors(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.where(scales != 0, scales, np.float32(np.inf))
