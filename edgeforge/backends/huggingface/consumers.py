@@ -1,0 +1,90 @@
+"""What the engines that load Hugging Face directories need: their packages, and the shapes that their kernels take."""
+
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from edgeforge.backends import Requirements
+from edgeforge.errors import UnusableInput, UsageError
+from edgeforge.hardware import SCHEMES
+from edgeforge.planning import BuildPlan
+from edgeforge.runtime.records import EngineName, EngineRecord
+
+PACKAGES: Mapping[str, Mapping[str, str]] = {
+    "tensorrt-llm": {"tensorrt-llm": ">=1.0"},
+    "vllm": {"vllm": ">=0.16"},
+    "edge-llm": {},  # a C++ program on the device
+}
+DEVICE_SCRIPT = "build-on-device.sh"
+# TensorRT-LLM: fpA_intB_gemm_template.h throws for others before Hopper, fpA_intB_launcher_sm90.inl wants multiples of
+# its tile, which is 64 wide for 16-bit inputs and 128 for FP8 ones. Edge-LLM: int4GroupwiseGemm, "only 128 supported".
+# vLLM: MARLIN_SUPPORTED_GROUP_SIZES of marlin_utils.py.
+GROUP_SIZES: Mapping[tuple[str, str], tuple[int, ...]] = {
+    ("tensorrt-llm", "w4a16"): (64, 128),
+    ("tensorrt-llm", "w4a8"): (128,),
+    ("edge-llm", "w4a16"): (128,),
+    ("vllm", "w4a16"): (32, 64, 128),
+}
+
+
+def requirements(plan: BuildPlan) -> Requirements:
+    """The engine and its package. Edge-LLM's engine is built on the device, by a script in the bundle."""
+    target = plan.target
+    is_built_there = target.engine == "edge-llm"
+    record = EngineRecord(
+        name=cast(EngineName, target.engine),
+        tensor_parallel=target.tensor_parallel,
+        pipeline_parallel=target.pipeline_parallel,
+        compute_capability=None,
+        state="to-be-built" if is_built_there else "ready",
+        script=DEVICE_SCRIPT if is_built_there else None,
+        versions={},
+    )
+    return Requirements(packages=PACKAGES[target.engine], engine=record)
+
+
+def check_groups(plan: BuildPlan) -> None:
+    """UsageError for a group size that the engine's kernel lacks; UnusableInput where cards would split a group."""
+    sizes = {size for scheme in plan.schemes.values() if (size := scheme.group_size) is not None}
+    for size in sizes:
+        _check_size(plan, size)
+        _check_cards(plan, size)
+
+
+def _check_size(plan: BuildPlan, size: int) -> None:
+    target = plan.target
+    known = GROUP_SIZES.get((target.engine, target.scheme), (size,))
+    if size in known:
+        return
+    possible = [each for each in known if not any(row % each for row in _rows(plan))]
+    raise UsageError(
+        f"the kernels of {target.engine} for scheme {target.scheme} take groups of {' or '.join(map(str, known))}, "
+        f"and this model would get groups of {size}",
+        hint=f"use --group-size {possible[-1]}"
+        if possible
+        else f"rows of {min(_rows(plan))} weights do not divide into them; use --scheme fp8, or --backend onnx",
+    )
+
+
+def _check_cards(plan: BuildPlan, size: int) -> None:
+    """o and down are split along their rows, so each card's part must be whole groups."""
+    cards = plan.target.tensor_parallel
+    for linear in plan.architecture.linears():
+        if linear.role in ("o", "down") and linear.in_features % (cards * size):
+            raise UnusableInput(
+                f"{linear.name} has rows of {linear.in_features} weights, which {cards} cards cannot split into whole "
+                f"groups of {size}",
+                hint="use fewer cards with --tensor-parallel, or smaller groups with --group-size",
+            )
+
+
+def check_cache(plan: BuildPlan) -> None:
+    """UsageError for an FP8 cache beside unquantized weights: vLLM wants a quantization to find its scales by."""
+    if plan.target.kv_cache == "fp8" and SCHEMES[plan.target.scheme].is_float:
+        raise UsageError(
+            f"an FP8 cache beside weights in {plan.target.scheme} is not something that vLLM reads scales for",
+            hint=f"use --kv-cache {plan.target.activations}, or --scheme fp8",
+        )
+
+
+def _rows(plan: BuildPlan) -> Iterator[int]:
+    return (linear.in_features for linear in plan.architecture.linears() if linear.role != "lm_head")
