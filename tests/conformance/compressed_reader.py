@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from raw_files import Array, Floats, number, read_folder, read_json, scalar, spread, typed
+from raw_files import Array, Floats, number, read_folder, read_json, spread, typed
 from unified_reader import linear_shapes, read_plain
 
 Group = Mapping[str, Mapping[str, object] | None]
@@ -111,6 +111,10 @@ def read_float(tensors: dict[str, Array], name: str, shape: tuple[int, int], gro
     assert np.isfinite(codes).all()
     stored = tensors.pop(f"{name}.weight_scale").astype(np.float32)
     assert stored.shape == ((n, 1) if of_rows else (1,)) and (stored > 0).all()
-    input_scale = None if of_rows else scalar(tensors, f"{name}.input_scale", (1,))
+    input_scale = None
+    if not of_rows:
+        given = tensors.pop(f"{name}.input_scale").astype(np.float32)
+        assert given.shape == (1,) and given[0] > 0
+        input_scale = float(given[0])
     scales = np.broadcast_to(stored.reshape(-1, 1), (n, 1))
     return Linear(codes=codes, scales=scales, weights=codes * scales, input_scale=input_scale)

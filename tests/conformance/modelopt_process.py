@@ -102,10 +102,10 @@ def main(checkpoint: str, out: Path, schemes: list[str]) -> None:
                     inference_tensor_parallel=tp,
                     inference_pipeline_parallel=pp,
                 )
+        model = quantized(checkpoint, scheme)
         with torch.inference_mode():
-            export_hf_checkpoint(
-                quantized(checkpoint, scheme), dtype=torch.float32, export_dir=out / scheme / "unified"
-            )
+            export_hf_checkpoint(model, dtype=torch.float32, export_dir=out / scheme / "unified")
+    pack(checkpoint, out)
 
 
 if __name__ == "__main__":

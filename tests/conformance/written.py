@@ -33,10 +33,11 @@ def chosen(
     kv_cache: str | None = None,
     tensor_parallel: int | None = None,
     pipeline_parallel: int | None = None,
+    hardware: str | None = None,
 ) -> Target:
-    """A GPU that has the scheme's arithmetic, and the backend's files for it."""
+    """The backend's files for `hardware`, or for a GPU that has the scheme's arithmetic."""
     return apply_overrides(
-        load_target("b200" if scheme == "nvfp4" else "h100"),
+        load_target(hardware or ("b200" if scheme == "nvfp4" else "h100")),
         backend=backend,
         scheme=scheme,
         group_size=group_size,
