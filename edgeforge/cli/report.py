@@ -111,7 +111,8 @@ def check_gate(report: "ValidationReport", out: Path) -> None:
     )
     raise GateFailed(
         f"the bundle lost more accuracy than target {report.target} allows: {broken}",
-        hint=f"{out} is kept, marked as failed; smaller groups (--group-size) or more bits (--scheme) lose less",
+        hint=f"{out} is kept, marked as failed; smaller groups (--group-size) or more bits (--scheme, --kv-cache) "
+        "lose less",
     )
 
 
