@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeforge import backends
 from edgeforge.backends import tensorrt_llm
-from edgeforge.backends.tensorrt_llm.files import pack_pairs, unpack_pairs
+from edgeforge.backends.nibbles import unpack_rows
 from edgeforge.backends.tensorrt_llm.sharding import make_layout, pipeline_layers
 from edgeforge.errors import UnusableInput, UsageError
 from edgeforge.hardware import BACKENDS, load_target
@@ -161,7 +161,7 @@ def test_o_and_down_are_split_by_columns_and_their_scales_with_them(tmp_path: Pa
         found = loaded(tmp_path, rank)
         columns, groups = slice(256 * rank, 256 * (rank + 1)), slice(2 * rank, 2 * (rank + 1))
         name = "transformer.layers.0.mlp.proj"
-        np.testing.assert_array_equal(unpack_pairs(found[f"{name}.weight"].view(np.int8)), down.codes[:, columns])
+        np.testing.assert_array_equal(unpack_rows(found[f"{name}.weight"].view(np.uint8)), down.codes[:, columns])
         np.testing.assert_array_equal(found[f"{name}.weights_scaling_factor"], down.scales[:, groups])
         assert found[f"{name}.prequant_scaling_factor"].shape == (256,)
 
@@ -178,11 +178,6 @@ def test_int4_bytes_are_pairs_of_rows_of_the_fused_matrix(tmp_path: Path) -> Non
         value = int(byte.view(np.uint8)[row // 2, column])
         low, high = value & 15, value >> 4
         assert (low, high) == (codes[row, column] % 16, codes[row + 1, column] % 16)
-
-
-def test_pairs_unpack_to_what_was_packed() -> None:
-    codes = np.random.default_rng(0).integers(-8, 8, (10, 5)).astype(np.int8)
-    np.testing.assert_array_equal(unpack_pairs(pack_pairs(codes)), codes)
 
 
 def test_every_awq_linear_has_a_pre_quant_scale_of_its_own_columns(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from edgeforge.backends import ModelFiles, Origin, Requirements, WeightSink
+from edgeforge.backends.huggingface.consumers import DEVICE_SCRIPT
 from edgeforge.backends.tensorrt_llm.checks import check
 from edgeforge.backends.tensorrt_llm.config import checkpoint_config
 from edgeforge.backends.tensorrt_llm.files import rank_file, rank_files
@@ -32,7 +33,7 @@ def requirements(plan: BuildPlan) -> Requirements:
         pipeline_parallel=plan.target.pipeline_parallel,
         compute_capability=None,
         state="to-be-built",
-        script=None,
+        script=DEVICE_SCRIPT,
         versions={},
     )
     return Requirements(packages={}, engine=engine)

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeforge.backends import Rows, WeightSink
+from edgeforge.backends.huggingface.writing import rounded
+from edgeforge.backends.nibbles import pack_rows
 from edgeforge.backends.tensorrt_llm.sharding import Layout, Matrix, Share, make_layout, shared_inputs
 from edgeforge.errors import UnusableInput
 from edgeforge.model.safetensors_writer import SafetensorsWriter, write_safetensors
@@ -26,7 +28,6 @@ FLOATS: Mapping[str, str] = {"f16": "F16", "bf16": "BF16"}
 WEIGHT, SCALE, SCALE_2 = "weight", "weights_scaling_factor", "weights_scaling_factor_2"
 INPUT_SCALE, PRE_QUANT_SCALE = "activation_scaling_factor", "prequant_scaling_factor"
 KV_SCALE = "attention.kv_cache_scaling_factor"
-ROUNDS_TO_INFINITY = 65520  # in float16, from here on
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 Floats = NDArray[np.float32]
@@ -91,9 +92,7 @@ class RankFiles:
         matrix, name = share.matrix, f"{share.matrix.name}.{WEIGHT}"
         places = (cut,) if matrix.columns is None else (cut, slice(*matrix.columns))
         if not isinstance(rows, QuantizedTensor):
-            if self._float_dtype == "F16":
-                _check_float16(rows[places])
-            self.write(share.rank, name, row, rows[places])
+            self.write(share.rank, name, row, rounded(rows[places], self._float_dtype))
             return
         if rows.scheme != matrix.scheme:
             raise ValueError(f"the plan stores {name} as {matrix.scheme}, not {rows.scheme}")
@@ -104,7 +103,7 @@ class RankFiles:
             return
         if row % 2 or len(codes) % 2:
             raise ValueError(f"rows {row} to {row + len(codes) - 1} of {name} are not pairs")
-        self.write(share.rank, name, row // 2, pack_pairs(codes.view(np.int8)))
+        self.write(share.rank, name, row // 2, pack_rows(codes.view(np.int8)).view(np.int8))
         groups = slice(None) if matrix.columns is None else _groups(matrix.columns, rows.scheme)
         self.write(share.rank, f"{matrix.name}.{SCALE}", row, np.ascontiguousarray(rows.scales[cut, groups]))
         if rows.tensor_scale is not None:
@@ -122,29 +121,9 @@ class RankFiles:
             self.write(share.rank, name, 0, np.array([value], np.float32))
 
 
-def pack_pairs(codes: NDArray[np.int8]) -> NDArray[np.int8]:
-    """int8 [N, K] in -8..7 -> int8 [N / 2, K]."""
-    nibbles = codes.view(np.uint8)
-    packed: NDArray[np.uint8] = np.bitwise_or(nibbles[0::2] & np.uint8(0x0F), nibbles[1::2] << np.uint8(4))
-    return packed.view(np.int8)
-
-
-def unpack_pairs(packed: NDArray[np.int8]) -> NDArray[np.int8]:
-    """The inverse of `pack_pairs`."""
-    codes = np.empty((2 * len(packed), packed.shape[1]), np.int8)
-    codes[0::2] = (packed << np.int8(4)) >> np.int8(4)
-    codes[1::2] = packed >> np.int8(4)
-    return codes
-
-
 def _groups(columns: tuple[int, int], scheme: QuantizationScheme) -> slice:
     size = scheme.group_size or 1
     return slice(columns[0] // size, columns[1] // size)
-
-
-def _check_float16(rows: Floats) -> None:
-    if np.abs(rows).max(initial=0) >= ROUNDS_TO_INFINITY:
-        raise FloatingPointError("a value is too large for float16, which the target's activations are")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeforge.backends import InputScales
+from edgeforge.backends.nibbles import unpack_rows
 from edgeforge.backends.tensorrt_llm.files import (
     FLOATS,
     INPUT_SCALE,
@@ -20,7 +21,6 @@ from edgeforge.backends.tensorrt_llm.files import (
     matrix_tensors,
     rank_file,
     rank_tensors,
-    unpack_pairs,
 )
 from edgeforge.backends.tensorrt_llm.sharding import BY_COLUMNS, Layout, Matrix, Share, make_layout
 from edgeforge.errors import UnusableInput
@@ -97,8 +97,8 @@ def matrix_rows(file: RankFile, matrix: Matrix, start: int, stop: int, dtype: st
         return file.rows(f"{name}.{WEIGHT}", start, stop).astype(np.float32) * np.float32(
             file.number(f"{name}.{SCALE}")
         )
-    packed = file.rows(f"{name}.{WEIGHT}", start // 2, -(-stop // 2)).view(np.int8)
-    codes = unpack_pairs(packed)[start % 2 : start % 2 + stop - start]
+    packed = file.rows(f"{name}.{WEIGHT}", start // 2, -(-stop // 2)).view(np.uint8)
+    codes = unpack_rows(packed)[start % 2 : start % 2 + stop - start]
     scales = file.rows(f"{name}.{SCALE}", start, stop).astype(_numpy(dtype)).astype(np.float32)
     if scheme.activations != "none":
         whole = np.float32(file.number(f"{name}.{SCALE_2}"))
