@@ -36,10 +36,10 @@ def _rows(plan: BuildPlan, stored: StoredTensors, linear: Linear, start: int, st
         return codes * (stored.floats(scale_name, start, stop) if by_row else stored.scalar(scale_name))
     scales = stored.floats(scale_name, start, stop)
     words = stored.rows(side(linear, "weight_packed"), start, stop).view(np.int32)
-    groups = unpack_words(words).astype(np.float32).reshape(*scales.shape, -1)
+    groups = unpack_words(words).astype(np.float32).reshape(*scales.shape, linear.in_features // scales.shape[1])
     if not scheme.symmetric:
         groups -= _zero_points(stored, side(linear, "weight_zero_point"), start, stop)[:, :, None]
-    return np.asarray((groups * scales[:, :, None]).reshape(stop - start, -1))
+    return np.asarray((groups * scales[:, :, None]).reshape(stop - start, linear.in_features))
 
 
 def _zero_points(stored: StoredTensors, name: str, start: int, stop: int) -> Floats:

@@ -79,7 +79,7 @@ def model_tensors(
 
 
 def shards(tensors: Iterable[TensorSpec]) -> dict[str, Sequence[TensorSpec]]:
-    """File name -> its tensors, as they lie in it. A file is closed before the tensor that would take it past SHARD_BYTES.
+    """File name -> its tensors, as they lie in it. A file ends before the tensor that would take it past SHARD_BYTES.
 
     Within a file the widest types come first, as the safetensors package does it: every tensor is then aligned to its
     own type, which torch insists on.

@@ -18,7 +18,6 @@ from edgeforge.backends.modelopt import reading
 from edgeforge.backends.modelopt.configs import hf_quant_config, quantization_config
 from edgeforge.backends.modelopt.layout import tensors
 from edgeforge.backends.modelopt.writing import open_sink
-from edgeforge.errors import UnusableInput
 from edgeforge.model.checkpoint import Weights
 from edgeforge.planning import BuildPlan
 from edgeforge.quantization.calibration import Calibration
@@ -41,13 +40,6 @@ def files(plan: BuildPlan) -> ModelFiles:
 def check(plan: BuildPlan) -> None:
     """See `edgeforge.backends.Backend`."""
     consumers.check_groups(plan)
-    for linear in plan.architecture.linears():
-        scheme = plan.schemes[linear.name]
-        if scheme.code_format == "int" and not scheme.is_float and linear.out_features % 2:
-            raise UnusableInput(
-                f"{linear.name} has {linear.out_features} rows, and int4 rows are stored in pairs",
-                hint="use --scheme fp8, or --backend onnx",
-            )
     if plan.target.engine == "vllm":
         consumers.check_cache(plan)
 

@@ -9,7 +9,8 @@ Shape letters: N out_features, K in_features, G groups of a row.
     NVFP4                      weight u8 [N, K / 2], weight_scale e4m3 [N, G], weight_scale_2 f32 [], input_scale f32 []
 
 Unquantized tensors and pre-quant scales are in the model's type. An FP8 cache adds k_proj.k_scale and v_proj.v_scale,
-f32 []. TensorRT-LLM reads the pre-quant scales of o and down unconditionally, so they are there as ones, too.
+f32 []. TensorRT-LLM reads the pre-quant scales of o and down unconditionally, so they are there as ones, too. Every N
+is another linear's K, or heads of an even width, so that it is even where the rows are whole groups.
 """
 
 from collections.abc import Iterator

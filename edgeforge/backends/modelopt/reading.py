@@ -44,7 +44,7 @@ def _rows(plan: BuildPlan, stored: StoredTensors, linear: Linear, start: int, st
     if scheme.granularity == "tensor":
         scales = np.full((stop - start, 1), stored.scalar(scale_name))
     else:
-        scales = stored.floats(scale_name, start, stop).reshape(stop - start, -1)
+        scales = stored.floats(scale_name, start, stop).reshape(stop - start, scheme.groups(linear.in_features))
     scales = scales.astype(_held_as(plan)).astype(np.float32)
     if scheme.code_format == "e4m3":
         return stored.floats(linear.name, start, stop) * scales
@@ -79,5 +79,5 @@ def _as_e4m3(codes: Floats, scales: Floats, tensor_scale: np.float32) -> Floats:
 
 def _scaled(codes: Floats, scales: Floats) -> Floats:
     """[n, K] times [n, G], each scale over its group."""
-    groups = codes.reshape(*scales.shape, -1)
+    groups = codes.reshape(*scales.shape, codes.shape[1] // scales.shape[1])
     return np.asarray((groups * scales[:, :, None]).reshape(codes.shape))
