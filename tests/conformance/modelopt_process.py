@@ -5,8 +5,8 @@
 The process is for what ModelOpt's import does to transformers, torch and the warnings. SCHEME-awq searches scales for
 the input channels; SCHEME alone takes largest magnitudes and rounds to the nearest. All in float32. It writes, for each
 scheme, OUT/SCHEME/unified and OUT/SCHEME/trtllm-TPxPP; and OUT/amax.json: the largest magnitude of each linear's input
-and of each layer's keys and values on the tokens that it was calibrated with. OUT/w4a16/packed.safetensors has what
-its packer makes of the scales in OUT/w4a16-scales.safetensors.
+and of each layer's keys and values on the tokens that it was calibrated with, which are there too.
+OUT/w4a16/packed.safetensors has what its packer makes of the scales in OUT/w4a16-scales.safetensors.
 """
 
 import copy
@@ -34,6 +34,7 @@ MAPPINGS: dict[str, tuple[tuple[int, int], ...]] = dict.fromkeys(("fp8", "w4a16"
 MAPPINGS |= {"w4a16-awq": ((4, 1),), "w4a8-awq": ((2, 2),)}  # searched for each anew, which takes seconds
 FUSED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
 GROUP_SIZE = 128
+TOKENS = np.random.default_rng(5).integers(0, 256, (2, 64))
 
 
 def quantized(checkpoint: str, scheme: str) -> torch.nn.Module:
@@ -52,7 +53,7 @@ def quantized(checkpoint: str, scheme: str) -> torch.nn.Module:
 
     def calibrate(model: torch.nn.Module) -> None:
         with torch.no_grad():
-            model(torch.from_numpy(np.random.default_rng(5).integers(0, 256, (2, 64))))
+            model(torch.from_numpy(TOKENS))
 
     model = mtq.quantize(model, config, calibrate)
     if scheme == "fp8":  # for every other format the exporter does this itself
@@ -76,7 +77,7 @@ def magnitudes(model: torch.nn.Module) -> Mapping[str, object]:
         values.append(layer.self_attn.v_bmm_quantizer.amax.item())
         for name in (*FUSED[0], "self_attn.o_proj", *FUSED[1], "mlp.down_proj"):
             inputs[f"model.layers.{i}.{name}.weight"] = layer.get_submodule(name).input_quantizer.amax.item()
-    return {"inputs": inputs, "keys": keys, "values": values}
+    return {"inputs": inputs, "keys": keys, "values": values, "tokens": TOKENS.tolist()}
 
 
 def pack(checkpoint: str, out: Path) -> None:

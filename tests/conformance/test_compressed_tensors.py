@@ -116,12 +116,11 @@ def twin(folder: Path, loaded: Loaded) -> Module:
     """transformers' own Llama in float32, not quantized, with the weights that our reader found."""
     config = read_json(folder / "config.json")
     config.pop("quantization_config")
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).to(torch.float32).eval()
     state = {name: torch.from_numpy(np.array(values)) for name, values in loaded.weights.items()}
-    if config["tie_word_embeddings"]:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state)
-    return model
+    state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    return transformers.LlamaForCausalLM.from_pretrained(
+        None, config=transformers.LlamaConfig(**config), state_dict=state, dtype=torch.float32
+    )
 
 
 def as_transformers_loads(folder: Path, kind: str) -> Module:
@@ -147,7 +146,7 @@ def as_transformers_loads(folder: Path, kind: str) -> Module:
 
 
 def logits(model: Module, vocabulary: int) -> NDArray[np.float32]:
-    ids = np.random.default_rng(3).integers(0, min(256, vocabulary), (2, 48))
+    ids = np.random.default_rng(3).integers(0, min(256, vocabulary), (1, 32))
     with torch.no_grad():
         return np.asarray(model(torch.from_numpy(ids)).logits.numpy())
 
