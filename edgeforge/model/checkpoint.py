@@ -66,6 +66,10 @@ class LazyTensor(Protocol):
         """float32 [stop - start, *shape[1:]], a fresh array."""
         ...
 
+    def magnitude(self, start: int, stop: int) -> np.float32:
+        """max |w| of the same rows; NaN or infinity where there is one."""
+        ...
+
     def stored_codes(self, start: int, stop: int) -> StoredCodes | None:
         """The stored integers of the same rows, where `grid` is not None."""
         ...

@@ -23,6 +23,7 @@ from edgeforge.model.gguf_architecture import (
     refuse_other_architectures,
 )
 from edgeforge.model.gguf_header import Header, StoredTensor, read_header
+from edgeforge.model.magnitude import largest
 from edgeforge.model.positional import PositionalFile, Scratch
 from edgeforge.model.tokenizer import TokenizerFiles
 from edgeforge.model.tokenizer_gguf import tokenizer_from_gguf
@@ -137,6 +138,10 @@ class GgufTensor:
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """float32 [stop - start, *shape[1:]], a fresh array."""
         return self.reader.rows(start, stop)
+
+    def magnitude(self, start: int, stop: int) -> np.float32:
+        """max |w| of the same rows; NaN or infinity where there is one."""
+        return largest(self.rows(start, stop))
 
     def stored_codes(self, start: int, stop: int) -> StoredCodes | None:
         """The integers of the same rows in the same order, where `grid` is not None."""

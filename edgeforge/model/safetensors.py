@@ -18,6 +18,7 @@ from edgeforge.errors import UnusableInput
 from edgeforge.model import fields
 from edgeforge.model.architecture import LlamaArchitecture, architecture_from_config
 from edgeforge.model.checkpoint import GenerationDefaults, Source, StoredCodes, StoredGrid
+from edgeforge.model.magnitude import largest_of_raw
 from edgeforge.model.positional import BLOCK_BYTES, PositionalFile, Scratch
 from edgeforge.model.safetensors_header import TensorEntry, read_header
 from edgeforge.model.safetensors_writer import write_safetensors
@@ -73,6 +74,16 @@ class SafetensorsTensor:
             else:  # bfloat16 is the upper half of a float32
                 np.left_shift(raw.view(np.uint16), np.uint32(16), out=block.view(np.uint32), dtype=np.uint32)
         return values
+
+    def magnitude(self, start: int, stop: int) -> np.float32:
+        """max |w| of the rows as they are stored, which costs little more than reading them."""
+        width = ITEM_BYTES[self.dtype]
+        begin, end = (self.start + row * math.prod(self.shape[1:]) * width for row in (start, stop))
+        found = [
+            largest_of_raw(self.file.scratch(at, min(BLOCK_BYTES, end - at)), self.dtype)
+            for at in range(begin, end, BLOCK_BYTES)
+        ]
+        return np.float32(max(found, key=lambda value: (np.isnan(value), value), default=0))
 
 
 class SafetensorsCheckpoint:
