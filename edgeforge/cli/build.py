@@ -46,6 +46,18 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Keep the measured scales, as a .safetensors file for --calibration.",
 )
+@click.option(
+    "--trtllm-python",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="For backend trtllm-engine: the Python of an environment with TensorRT-LLM 1.0 to 1.2.1.  "
+    "[default: that of trtllm-build on the PATH; without one, the device builds the engine]",
+)
+@click.option(
+    "--trtllm-command",
+    metavar="COMMAND",
+    help="The same as a container: 'docker run --rm --gpus all -v $PWD:$PWD IMAGE'.",
+)
 @options.threads_option
 @click.option(
     "--exporter",
@@ -75,6 +87,8 @@ def build(
     changes: options.Changes,
     calibration: str | None,
     save_calibration: Path | None,
+    trtllm_python: Path | None,
+    trtllm_command: str | None,
     threads: int | None,
     exporter: Literal["edgeforge", "optimum"],
     validate: bool,
@@ -97,6 +111,7 @@ def build(
       edgeforge build --target rtx4090 --model meta-llama/Llama-3.1-8B-Instruct --dry-run
       edgeforge build --target h100 --target rtx4090 --target jetson-agx-orin-64gb
       edgeforge build --target l40s --backend compressed-tensors --scheme w4a16
+      edgeforge build --target h100 --backend trtllm-engine --trtllm-python ~/trtllm-1.2.1/bin/python
       edgeforge build --target cpu --model model.gguf --scheme w8a16 --no-validate --json
     """
     from edgeforge import pipeline
@@ -117,6 +132,8 @@ def build(
             chunks=chunks,
             calibration=_calibration(calibration),
             save_calibration=save_calibration,
+            trtllm_python=trtllm_python,
+            trtllm_command=trtllm_command,
         )
         for target, folder in zip(resolved, folders, strict=True)
     ]
@@ -127,7 +144,7 @@ def build(
         return
     with destinations(folders, force=force) as fresh, Progress(quiet=quiet or as_json) as progress:
         asked = [replace(each, out=folder) for each, folder in zip(asked, fresh, strict=True)]
-        results = pipeline.build_all(asked, progress=progress)
+        results = pipeline.build_all(asked, progress=progress, log=progress.log)
     _show_results(results, folders, as_json)
 
 

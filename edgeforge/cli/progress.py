@@ -16,6 +16,7 @@ SAYS = {
     "fetch": "Fetching",
     "calibrate": "Calibrating",
     "quantize": "Quantizing",
+    "engine": "Compiling",
     "hash": "Hashing",
     "validate": "Validating",
     "verify": "Verifying",
@@ -87,6 +88,14 @@ class Progress:
             elif now - state.last_shown >= LINE_SECONDS:
                 state.last_shown = now
                 self._write(f"{_says(stage)}: {_percent(state)}\n")
+
+    def log(self, line: str) -> None:
+        """A line that another program said, as it is, above the bar."""
+        if self._style == "none":
+            return
+        with self._lock:
+            self._erase()
+            self._write(f"{line}\n")
 
     def _finish(self, stage: str, seconds: float) -> None:
         self._erase()

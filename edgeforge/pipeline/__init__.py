@@ -20,7 +20,7 @@ from edgeforge import bundle as bundles
 from edgeforge.errors import MissingDependency, OutOfResources, UsageError
 from edgeforge.hardware import Target, profile_to_json, target_to_json
 from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
-from edgeforge.pipeline import records, scales_file
+from edgeforge.pipeline import device, records, scales_file
 from edgeforge.pipeline.calibration import check_source, load_or_measure, part_of
 from edgeforge.pipeline.walk import Consumer, available_cores, walk
 from edgeforge.planning import BuildPlan, apply_overrides, make_plan
@@ -29,12 +29,21 @@ from edgeforge.runtime.integrity import sha256_of
 from edgeforge.runtime.manifest import Determinism, EngineRecord, Manifest, ModelRecord, Requirements
 
 if TYPE_CHECKING:
+    from edgeforge.backends.trtllm_engine import Builder
     from edgeforge.validation import ValidationReport
 
 __all__ = ["BuildOptions", "BuildResult", "Prepared", "build", "build_all", "prepare", "prepare_all", "resolve_target"]
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total), from any thread."""
+
+Log = Callable[[str], None]
+"""Gets what other programs say while they work, line by line."""
+
+
+def _unheard(line: str) -> None:
+    """Nobody listens."""
+
 
 resolve_target = apply_overrides
 Exporter = Literal["edgeforge", "optimum"]
@@ -44,7 +53,8 @@ Exporter = Literal["edgeforge", "optimum"]
 class BuildOptions:
     """What to build. `chunks`: pieces of 512 tokens that the closing validation scores. `calibration`: a text or a file
     of scales for what is scaled ahead; None takes the built-in text, "none" leaves it to the engine where that can.
-    `save_calibration`: a file for the scales that were used.
+    `save_calibration`: a file for the scales that were used. `trtllm_python`, `trtllm_command`: the environment whose
+    trtllm-build makes the engine, by its Python or by a container command; None takes one from the PATH.
     """
 
     target: Target
@@ -57,14 +67,20 @@ class BuildOptions:
     chunks: int = 8
     calibration: Path | Literal["none"] | None = None
     save_calibration: Path | None = None
+    trtllm_python: Path | None = None
+    trtllm_command: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """Everything that can be known before a weight is read, and then what calibration found for the plan."""
+    """Everything that can be known before a weight is read, and then what calibration found for the plan.
+
+    `builder` is None where no engine is built: none is wanted, or the device has to do it.
+    """
 
     plan: BuildPlan
     checkpoint: Checkpoint
+    builder: "Builder | None" = None
     calibration: Calibration = EMPTY
 
 
@@ -103,6 +119,7 @@ def prepare_all(options: Sequence[BuildOptions]) -> tuple[Prepared, ...]:
         raise ValueError("one pass builds one model")
     for each in options:
         _check_tools(each)
+    builders = [_find_builder(each, options) for each in options]
     checkpoint = open_checkpoint(first.model, revision=first.revision)
     grids = {name: grid for name in checkpoint.names if (grid := checkpoint.tensor(name).grid) is not None}
     plans = [make_plan(checkpoint.architecture, each.target, stored=grids) for each in options]
@@ -111,7 +128,20 @@ def prepare_all(options: Sequence[BuildOptions]) -> tuple[Prepared, ...]:
     source = None if first.calibration == "none" else first.calibration
     check_source(plans, source, wanted=first.calibration != "none", save=first.save_calibration)
     checkpoint.tokenizer  # noqa: B018 - reading it checks it, before the work
-    return tuple(Prepared(plan=plan, checkpoint=checkpoint) for plan in plans)
+    return tuple(
+        Prepared(plan=plan, checkpoint=checkpoint, builder=builder)
+        for plan, builder in zip(plans, builders, strict=True)
+    )
+
+
+def _find_builder(options: BuildOptions, every: Sequence[BuildOptions]) -> "Builder | None":
+    return device.find_builder(
+        options.target,
+        options.out,
+        python=options.trtllm_python,
+        command=options.trtllm_command,
+        targets=[each.target for each in every],
+    )
 
 
 def _check_tools(options: BuildOptions) -> None:
@@ -134,12 +164,12 @@ def _check_tools(options: BuildOptions) -> None:
     optimum.check_installed()
 
 
-def build(options: BuildOptions, *, progress: Progress) -> BuildResult:
+def build(options: BuildOptions, *, progress: Progress, log: Log = _unheard) -> BuildResult:
     """Build the bundle at `options.out`. A failed gate is in the result's report, not an exception."""
-    return build_all((options,), progress=progress)[0]
+    return build_all((options,), progress=progress, log=log)[0]
 
 
-def build_all(options: Sequence[BuildOptions], *, progress: Progress) -> tuple[BuildResult, ...]:
+def build_all(options: Sequence[BuildOptions], *, progress: Progress, log: Log = _unheard) -> tuple[BuildResult, ...]:
     """Build several targets of one model: each weight is read once, and each bundle appears once it is whole."""
     started = time.perf_counter()
     for each in options:
@@ -152,16 +182,16 @@ def build_all(options: Sequence[BuildOptions], *, progress: Progress) -> tuple[B
         prepared = tuple(replace(ready, calibration=part_of(calibration, ready.plan)) for ready in prepared)
         _write_weights(options, prepared, stagings, progress)
         return tuple(
-            _complete(each, ready, staging, started, progress)
+            _complete(each, ready, staging, started, progress, log)
             for each, ready, staging in zip(options, prepared, stagings, strict=True)
         )
 
 
 def _complete(
-    options: BuildOptions, prepared: Prepared, staging: Path, started: float, progress: Progress
+    options: BuildOptions, prepared: Prepared, staging: Path, started: float, progress: Progress, log: Log
 ) -> BuildResult:
     """Everything around the weights; the bundle is published, whatever its gate says."""
-    model = _write_model(options, prepared, staging, progress)
+    model = _write_model(options, prepared, staging, progress, log)
     manifest = _package(prepared, model, staging, progress)
     report = _validate(options, prepared, staging, progress) if options.validate else None
     bundles.publish_directory(staging, options.out)
@@ -180,7 +210,8 @@ def _check_disk(options: Sequence[BuildOptions], prepared: Sequence[Prepared]) -
     wanted: dict[Path, int] = {}
     for each, ready in zip(options, prepared, strict=True):
         folder = next(parent for parent in each.out.absolute().parents if parent.exists())
-        wanted[folder] = wanted.get(folder, 0) + ready.plan.disk_bytes
+        copies = 1 if ready.builder is None else 2  # the checkpoint, and the engine made of it
+        wanted[folder] = wanted.get(folder, 0) + copies * ready.plan.disk_bytes
     for folder, size in wanted.items():
         free = shutil.disk_usage(folder).free
         if free < size:
@@ -228,8 +259,8 @@ def _write_weights(
             walk(checkpoint, consumers, threads=threads, progress=partial(progress, "quantize"))
 
 
-def _write_model(options: BuildOptions, prepared: Prepared, staging: Path, progress: Progress) -> _Model:
-    """Complete staging/model with everything but the weights, which are there."""
+def _write_model(options: BuildOptions, prepared: Prepared, staging: Path, progress: Progress, log: Log) -> _Model:
+    """Complete staging/model with everything but the weights, which are there, and what the device needs beside it."""
     plan, checkpoint, folder = prepared.plan, prepared.checkpoint, staging / "model"
     if options.exporter == "optimum":
         return _export(plan, checkpoint, folder, progress)
@@ -240,11 +271,14 @@ def _write_model(options: BuildOptions, prepared: Prepared, staging: Path, progr
         [folder / name for name in files.weights], partial(backend.finish, plan, origin, folder)
     )
     needs = backend.requirements(plan)
+    engine = device.complete(
+        plan, staging, needs.engine, prepared.builder, log=log, progress=partial(progress, "engine")
+    )
     return _Model(
         record=records.model_record(plan, checkpoint, backend=plan.target.backend, files=files),
         requirements=records.requirements(needs),
-        determinism=records.CALIBRATED if prepared.calibration.inputs else records.REPRODUCIBLE,
-        engine=needs.engine,
+        determinism=records.determinism(prepared.calibration, has_engine=prepared.builder is not None),
+        engine=engine,
         digests=digests,
     )
 

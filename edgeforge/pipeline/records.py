@@ -20,6 +20,18 @@ CALIBRATED = Determinism(
 NOT_REPRODUCIBLE = Determinism(
     reproducible=False, note="the graph is torch's and optimum's, which do not promise the same bytes"
 )
+ENGINE = Determinism(
+    reproducible=False,
+    note="TensorRT chooses kernels by measuring them, so that engine/ differs from build to build; the checkpoint that "
+    "it was built from, model/, does not",
+)
+
+
+def determinism(calibration: Calibration, *, has_engine: bool) -> Determinism:
+    """Of a bundle that EdgeForge writes itself."""
+    if has_engine:
+        return ENGINE
+    return CALIBRATED if calibration.inputs else REPRODUCIBLE
 
 
 def source_record(checkpoint: Checkpoint) -> SourceRecord:
