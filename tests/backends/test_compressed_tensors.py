@@ -277,7 +277,7 @@ def test_what_vllm_has_no_kernel_for_is_refused_before_work() -> None:
     with pytest.raises(UsageError, match="vllm for scheme w4a16 take groups of 32 or 64 or 128") as told:
         compressed.check(plan_of("w4a16", group_size=16))
     assert told.value.hint == "use --group-size 128"
-    with pytest.raises(UsageError, match="not something that vLLM reads scales for"):
+    with pytest.raises(UsageError, match="beside weights in bf16 is not something that vLLM reads scales for"):
         compressed.check(plan_of("bf16", kv_cache="fp8"))
     with pytest.raises(UnusableInput, match="8 cards cannot split into whole groups of 32"):
         compressed.check(plan_of("w4a16", tensor_parallel=8))

@@ -420,9 +420,21 @@ def test_a_value_beyond_float16_is_an_error(tmp_path: Path) -> None:
         ),
         pytest.param(
             on_vllm("bf16", kv_cache="fp8"),
-            "not something that vLLM reads scales for",
+            "beside weights in bf16 is not something that vLLM reads scales for",
             "--kv-cache bf16",
             id="an FP8 cache alone, on vLLM",
+        ),
+        pytest.param(
+            jetson("w4a16", kv_cache="fp8"),
+            "beside weights in w4a16 is not something that TensorRT Edge-LLM reads scales for",
+            "--kv-cache f16",
+            id="an FP8 cache beside int4, on Edge-LLM",
+        ),
+        pytest.param(
+            plan_for("modelopt", "w4a16", replace(TINY, intermediate_size=192), target="jetson-agx-orin-64gb"),
+            "this model would get groups of 64",
+            "do not divide into them; use --backend onnx",
+            id="rows that do not divide, where there is no FP8",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from typing import cast
 
 from edgeforge.backends import Requirements
 from edgeforge.errors import UnusableInput, UsageError
-from edgeforge.hardware import SCHEMES
+from edgeforge.hardware import ENGINES, SCHEMES, runnable_schemes
 from edgeforge.planning import BuildPlan
 from edgeforge.runtime.records import EngineName, EngineRecord
 
@@ -16,7 +16,7 @@ PACKAGES: Mapping[str, Mapping[str, str]] = {
 }
 DEVICE_SCRIPT = "build-on-device.sh"
 # TensorRT-LLM: fpA_intB_gemm_template.h throws for others before Hopper, fpA_intB_launcher_sm90.inl wants multiples of
-# its tile, which is 64 wide for 16-bit inputs and 128 for FP8 ones. Edge-LLM: int4GroupwiseGemm, "only 128 supported".
+# its tile, which is 64 wide for 16-bit inputs and 128 for FP8 ones. Edge-LLM: its plugins guide, of both INT4 plugins.
 # vLLM: MARLIN_SUPPORTED_GROUP_SIZES of marlin_utils.py.
 GROUP_SIZES: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("tensorrt-llm", "w4a16"): (64, 128),
@@ -61,8 +61,17 @@ def _check_size(plan: BuildPlan, size: int) -> None:
         f"and this model would get groups of {size}",
         hint=f"use --group-size {possible[-1]}"
         if possible
-        else f"rows of {min(_rows(plan))} weights do not divide into them; use --scheme fp8, or --backend onnx",
+        else f"rows of {min(_rows(plan))} weights do not divide into them; use {' or '.join(_without_groups(plan))}",
     )
+
+
+def _without_groups(plan: BuildPlan) -> Iterator[str]:
+    """What the target could use instead, as the user would type it."""
+    target, profile = plan.target, plan.target.profile
+    for name in runnable_schemes(profile.compute_capability, target.backend, target.engine, profile.formats):
+        if SCHEMES[name].granularity != "group":
+            yield f"--scheme {name}"
+    yield "--backend onnx"
 
 
 def _check_cards(plan: BuildPlan, size: int) -> None:
@@ -78,11 +87,18 @@ def _check_cards(plan: BuildPlan, size: int) -> None:
 
 
 def check_cache(plan: BuildPlan) -> None:
-    """UsageError for an FP8 cache beside unquantized weights: vLLM wants a quantization to find its scales by."""
-    if plan.target.kv_cache == "fp8" and SCHEMES[plan.target.scheme].is_float:
+    """UsageError for an FP8 cache whose scales would not be read: vLLM looks for them by the weights' quantization, and
+    Edge-LLM 0.11's exporter only beside FP8 and NVFP4 weights (tensorrt_edgellm/config.py, _parse_quant).
+    """
+    target = plan.target
+    if target.kv_cache != "fp8":
+        return
+    readable = {"vllm": not SCHEMES[target.scheme].is_float, "edge-llm": target.scheme in ("fp8", "nvfp4")}
+    if not readable.get(target.engine, True):
+        engine = ENGINES[target.engine].title
         raise UsageError(
-            f"an FP8 cache beside weights in {plan.target.scheme} is not something that vLLM reads scales for",
-            hint=f"use --kv-cache {plan.target.activations}, or --scheme fp8",
+            f"an FP8 cache beside weights in {target.scheme} is not something that {engine} reads scales for",
+            hint=f"use --kv-cache {target.activations}, or --scheme fp8",
         )
 
 

@@ -40,8 +40,7 @@ def files(plan: BuildPlan) -> ModelFiles:
 def check(plan: BuildPlan) -> None:
     """See `edgeforge.backends.Backend`."""
     consumers.check_groups(plan)
-    if plan.target.engine == "vllm":
-        consumers.check_cache(plan)
+    consumers.check_cache(plan)
 
 
 @contextmanager
