@@ -33,7 +33,7 @@ def build_text(result: "BuildResult", out: Path) -> str:
         pairs += validation_fields(validation)
         notes = validation.notes
     pairs += [("note", fill(note, width=90)) for note in notes]
-    return f"{fields(pairs)}\n\nNext:\n{next_commands(out)}"
+    return f"{fields(pairs)}\n\nNext:\n{next_commands(out, _script(result))}"
 
 
 def plan_fields(plan: "BuildPlan") -> list[tuple[str, str]]:
@@ -116,9 +116,17 @@ def check_gate(report: "ValidationReport", out: Path) -> None:
     )
 
 
-def next_commands(out: Path) -> str:
-    """Commands to try, ready to paste."""
+def _script(result: "BuildResult") -> str | None:
+    """What has to run on the device first."""
+    engine = result.manifest.engine
+    return engine.script if engine is not None and engine.state == "to-be-built" else None
+
+
+def next_commands(out: Path, script: str | None = None) -> str:
+    """Commands to try, ready to paste. `script`: the bundle's own, where its engine is still to be built."""
     folder = quote(str(out))
+    if script is not None:
+        return f"  sh {quote(str(out / script))}   # on the device\n  edgeforge verify {folder}"
     return "\n".join(
         [
             f'  python {folder} "What is the capital of France?"',

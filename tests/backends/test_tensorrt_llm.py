@@ -373,6 +373,12 @@ def test_what_does_not_divide_is_refused_before_any_work(
     assert refused.value.hint
 
 
+def test_a_group_size_that_would_do_is_named() -> None:
+    with pytest.raises(UsageError) as refused:
+        tensorrt_llm.check(planned(WHOLE, "w4a16", group_size=32))
+    assert refused.value.hint == "use --group-size 128"
+
+
 def test_an_int8_cache_is_refused_where_tensorrt_llm_has_none() -> None:
     target = apply_overrides(load_target("b200"), backend="tensorrt-llm", scheme="fp8", kv_cache="int8")
     with pytest.raises(UsageError, match=r"no int8 cache on GPUs of compute capability 10.0"):

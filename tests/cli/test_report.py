@@ -160,6 +160,11 @@ def test_a_folder_with_a_space_can_be_pasted() -> None:
     assert "edgeforge verify 'my models/demo cpu'" in next_commands(Path("my models/demo cpu"))
 
 
+def test_a_bundle_without_its_engine_says_what_builds_it() -> None:
+    commands = next_commands(Path("my models/orin"), "build-on-device.sh")
+    assert "sh 'my models/orin/build-on-device.sh'" in commands and "python" not in commands
+
+
 def test_stored_as_tells_what_linears_get_and_not_what_was_asked(architecture: LlamaArchitecture) -> None:
     target = apply_overrides(load_target("cpu"), group_size=128)
     assert stored_text(make_plan(architecture, target)) == (

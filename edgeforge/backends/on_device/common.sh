@@ -36,7 +36,7 @@ check_gpu() {
         [0-9]*.[0-9]) ;;
         *)
             # Boards whose nvidia-smi does not know it name their chip in the device tree.
-            case $(tr '\0' ' ' <"$device_tree" 2>/dev/null) in
+            case $({ tr '\0' ' ' <"$device_tree"; } 2>/dev/null) in
                 *tegra234*) found=8.7 ;;
                 *tegra264*) found=11.0 ;;
                 *) refuse "there is no NVIDIA GPU here: nvidia-smi names none" "run this on the device, and check its driver" 7 ;;

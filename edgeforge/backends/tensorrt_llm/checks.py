@@ -45,7 +45,9 @@ def _kernels(plan: BuildPlan) -> Iterator[tuple[str, str]]:
     size = next(scheme.group_size for scheme in plan.schemes.values() if scheme.group_size is not None)
     if size not in known:
         words = " or ".join(map(str, known))
-        yield f"TensorRT-LLM runs scheme {target.scheme} in groups of {words}, not {size}", "use --scheme fp8 or bf16"
+        possible = [each for each in known if not any(row % each for row in _rows(plan))]
+        hint = f"use --group-size {possible[-1]}" if possible else "use --scheme fp8 or bf16"
+        yield f"TensorRT-LLM runs scheme {target.scheme} in groups of {words}, not {size}", hint
     multiple = max(least, size) * tp
     heads = a.num_attention_heads * a.head_dim
     fused = heads + 2 * local_kv_heads(a, tp) * tp * a.head_dim
@@ -57,6 +59,10 @@ def _kernels(plan: BuildPlan) -> Iterator[tuple[str, str]]:
                 f"which do not divide the {count} of the {what}",
                 "use fewer cards with --tensor-parallel, or --scheme fp8",
             )
+
+
+def _rows(plan: BuildPlan) -> set[int]:
+    return {linear.in_features for linear in plan.architecture.linears() if linear.role != "lm_head"}
 
 
 def _cache(plan: BuildPlan) -> Iterator[tuple[str, str]]:
