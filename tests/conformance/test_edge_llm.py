@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from random_llama import LLAMA, Llama, as_floats, write_checkpoint
 from written import chosen, expected, made_up, write
 
+from edgeforge.errors import UsageError
 from edgeforge.hardware import Target
 from edgeforge.quantization.scheme import QuantizedTensor
 
@@ -31,7 +32,7 @@ SCHEMES = ("w4a16", "fp8", "nvfp4")
 THEIR_NAMES = {"w4a16": "int4_awq_modelopt", "fp8": "fp8", "nvfp4": "nvfp4"}
 BOARDS = {"w4a16": "jetson-agx-orin-64gb", "fp8": "jetson-thor", "nvfp4": "jetson-thor"}
 CACHES = {"w4a16": "f16", "fp8": "fp8", "nvfp4": "fp8"}
-"""Orin has no FP8; nor does Edge-LLM's exporter take the scales of an FP8 cache beside int4 weights."""
+"""Orin has no FP8; nor does the exporter take the scales of an FP8 cache beside int4 weights, so that is refused."""
 
 
 class Checkpoint(NamedTuple):
@@ -154,3 +155,10 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
     with opened(tmp_path / "out") as weights:
         assert weights.tie_word_embeddings and not weights.store.has("lm_head.weight")
         np.testing.assert_array_equal(weights.linear("lm_head", "fp16").weight, table)
+
+
+def test_a_cache_whose_scales_its_exporter_would_leave_out_is_refused(random_checkpoint: Path, tmp_path: Path) -> None:
+    target = chosen("modelopt", "w4a16", kv_cache="fp8", hardware="jetson-thor")
+    with pytest.raises(UsageError, match="TensorRT Edge-LLM") as refused:
+        write(tmp_path / "out", random_checkpoint, target, CALIBRATION)
+    assert refused.value.hint == "use --kv-cache f16, or --scheme fp8"
