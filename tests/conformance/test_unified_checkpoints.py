@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from random_llama import LLAMA, Llama, as_floats, write_checkpoint
 from unified_reader import Loaded, read_unified
-from written import blocks, chosen, expected, made_up, write
+from written import assert_weights, blocks, chosen, expected, made_up, write
 
+from edgeforge.quantization.calibration import EMPTY
 from edgeforge.quantization.scheme import dequantize
 
 ALGORITHMS = {
@@ -97,6 +98,14 @@ def test_scales_of_input_channels_are_folded_into_the_norms_or_kept(
                 calibration.pre_quant_scales[f"{layer}{part}.weight"],
             )
             np.testing.assert_array_equal(found, meant.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_fp8_without_calibration_has_no_input_scales(random_checkpoint: Path, tmp_path: Path) -> None:
+    """TensorRT-LLM then finds them while it runs."""
+    schemes = write(tmp_path / "out", random_checkpoint, chosen("modelopt", "fp8", kv_cache="bf16"))
+    loaded = read_unified(tmp_path / "out")
+    assert all(linear.input_scale is None for linear in loaded.linears.values())
+    assert_weights(loaded.weights, LLAMA, expected(LLAMA, schemes, EMPTY))
 
 
 def test_the_files_do_not_depend_on_the_number_of_cards(random_checkpoint: Path, tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def read_unified(folder: Path) -> Loaded:
             linears[layer + part] = read_linear(tensors, layer + part, shape, algorithm, group_size)
         fused = [[layer + part for part in parts] for parts in (ATTENTION, MLP)]
         assert_fused(linears, fused)
+    # FP8 without: TensorRT-LLM finds it while it runs, for all or for none.
+    assert len({linear.input_scale is None for linear in linears.values()}) == 1
     kv: list[tuple[float, float]] = []
     if described["kv_cache_quant_algo"] is not None:
         kv = [
@@ -143,7 +145,7 @@ def read_linear(
         weights = codes * scales
     if algorithm == "W4A8_AWQ":
         tensor_scale = scalar(tensors, f"{name}.weight_scale_2")
-    if algorithm in STATIC:
+    if algorithm in STATIC and (algorithm != "FP8" or f"{name}.input_scale" in tensors):
         input_scale = scalar(tensors, f"{name}.input_scale")
     assert (scales > 0).all()
     return Linear(
