@@ -169,6 +169,13 @@ def test_transformers_logits_of_a_random_model(tmp_path: Path, kind: str) -> Non
     assert found.std() > 0.1
 
 
+def test_transformers_logits_out_of_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeforge.backends.huggingface.layout.SHARD_BYTES", 1_000_000)
+    folder, _ = made(tmp_path, "int4 symmetric")
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 3
+    assert_same_logits(folder, "int4 symmetric")
+
+
 @pytest.mark.parametrize("kind", ["fp8", "fp8 dynamic"])
 def test_transformers_logits_of_the_fp32_model(stories: Path, tmp_path: Path, kind: str) -> None:
     """Its rows of 172 do not divide into groups, so it has no int4 in this format."""

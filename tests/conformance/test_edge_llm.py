@@ -157,6 +157,14 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
         np.testing.assert_array_equal(weights.linear("lm_head", "fp16").weight, table)
 
 
+def test_several_files(random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeforge.backends.huggingface.layout.SHARD_BYTES", 1_000_000)
+    schemes = write(tmp_path / "out", random_checkpoint, board("fp8"), CALIBRATION)
+    with opened(tmp_path / "out") as weights:
+        for name, tensor in expected(LLAMA, schemes, CALIBRATION).items():
+            assert_fp8(weights.linear(name.removesuffix(".weight"), "fp8"), tensor)
+
+
 def test_a_cache_whose_scales_its_exporter_would_leave_out_is_refused(random_checkpoint: Path, tmp_path: Path) -> None:
     target = chosen("modelopt", "w4a16", kv_cache="fp8", hardware="jetson-thor")
     with pytest.raises(UsageError, match="TensorRT Edge-LLM") as refused:

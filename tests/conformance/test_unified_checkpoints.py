@@ -108,6 +108,15 @@ def test_fp8_without_calibration_has_no_input_scales(random_checkpoint: Path, tm
     assert_weights(loaded.weights, LLAMA, expected(LLAMA, schemes, EMPTY))
 
 
+def test_several_files_and_their_index(
+    random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeforge.backends.huggingface.layout.SHARD_BYTES", 1_000_000)
+    schemes = write(tmp_path / "out", random_checkpoint, chosen("modelopt", "fp8"), made_up(LLAMA))
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 4
+    assert_weights(read_unified(tmp_path / "out").weights, LLAMA, expected(LLAMA, schemes, made_up(LLAMA)))
+
+
 def test_the_files_do_not_depend_on_the_number_of_cards(random_checkpoint: Path, tmp_path: Path) -> None:
     """The consumer splits them itself."""
     found: list[Mapping[str, bytes]] = []
