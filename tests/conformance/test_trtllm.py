@@ -13,6 +13,8 @@ from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor
 
 WIDE = Llama(hidden=1024, heads=16, kv_heads=8, width=64, layers=1)
 ALGORITHMS = {"fp8": "FP8", "w4a16": "W4A16_AWQ", "w4a8": "W4A8_AWQ"}
+# Not w4a8 among 16: its kernels take groups of 128 only, and 1024 does not divide into 16 of them.
+SPLITS = [(scheme, tp) for scheme in ALGORITHMS for tp in (1, 2, 4, 8, 16) if (scheme, tp) != ("w4a8", 16)]
 
 
 def assert_scales(loaded: Loaded, llama: Llama, scheme: str) -> None:
@@ -45,14 +47,11 @@ def meant() -> Callable[[str, Mapping[str, QuantizationScheme]], Mapping[str, Qu
     return of
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("scheme", ALGORITHMS)
+@pytest.mark.parametrize(("scheme", "tp"), SPLITS)
 def test_any_number_of_ranks_holds_the_quantizers_weights(
     wide: Path, meant: Callable[..., Mapping[str, QuantizedTensor]], tmp_path: Path, scheme: str, tp: int
 ) -> None:
     """At 16 ranks every two share a head of keys."""
-    if (scheme, tp) == ("w4a8", 16):
-        pytest.skip("its kernels take groups of 128 only, and 1024 does not divide into 16 times that")
     size = {"w4a16": 64, "w4a8": 128, "fp8": None}[scheme]
     target = chosen("tensorrt-llm", scheme, group_size=size, kv_cache="fp8", tensor_parallel=tp)
     schemes = write(tmp_path / "out", wide, target, made_up(WIDE))
