@@ -304,7 +304,7 @@ def test_another_version_of_tensorrt_llm_is_refused(server: Device, version: str
 def test_without_trtllm_build_it_says_where_to_get_it(server: Device) -> None:
     refused = server.run()
     assert refused.returncode == 7 and "trtllm-build is not here" in refused.stderr
-    assert "nvcr.io/nvidia/tensorrt-llm/release:1.2.1" in refused.stderr
+    assert "nvidia/tensorrt-llm/release:1.2.1" in refused.stderr
 
 
 def test_a_failed_engine_build_leaves_nothing(server: Device) -> None:

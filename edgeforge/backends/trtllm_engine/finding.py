@@ -41,7 +41,7 @@ found["folder"] = os.path.isdir(sys.argv[1]) and os.access(sys.argv[1], os.W_OK)
 print({MARK!r} + json.dumps(found))
 """
 INSTEAD = "leave it out: the bundle then carries the checkpoint and a script that builds the engine on the device"
-IMAGE = "nvcr.io/nvidia/tensorrt-llm/release:1.2.1"
+IMAGE = "nvidia/tensorrt-llm/release:1.2.1"  # of NVIDIA's own registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
