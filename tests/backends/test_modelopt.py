@@ -451,6 +451,14 @@ def test_cards_that_would_split_a_group_are_refused_before_work() -> None:
         modelopt.check(plan_for("modelopt", "w4a16", odd, tensor_parallel=2))
 
 
+def test_rows_that_edge_llm_has_no_tile_for_are_refused_before_work() -> None:
+    narrow = replace(TINY, hidden_size=128, num_attention_heads=8, num_key_value_heads=2, head_dim=16)
+    with pytest.raises(
+        UnusableInput, match=r"k_proj\.weight has 32 rows, and Edge-LLM's int4 kernels take multiples of 64"
+    ):
+        modelopt.check(plan_for("modelopt", "w4a16", narrow, target="jetson-agx-orin-64gb"))
+
+
 def test_the_engine_is_named_with_what_it_needs() -> None:
     needs = load("modelopt").requirements(plan_for("modelopt", "fp8", tensor_parallel=2))
     assert (needs.packages, needs.provider) == ({"tensorrt-llm": ">=1.0"}, None)

@@ -24,6 +24,7 @@ GROUP_SIZES: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("edge-llm", "w4a16"): (128,),
     ("vllm", "w4a16"): (32, 64, 128),
 }
+EDGE_LLM_TILE = 64
 
 
 def requirements(plan: BuildPlan) -> Requirements:
@@ -83,6 +84,19 @@ def _check_cards(plan: BuildPlan, size: int) -> None:
                 f"{linear.name} has rows of {linear.in_features} weights, which {cards} cards cannot split into whole "
                 f"groups of {size}",
                 hint="use fewer cards with --tensor-parallel, or smaller groups with --group-size",
+            )
+
+
+def check_tiles(plan: BuildPlan) -> None:
+    """UnusableInput for a linear whose rows are not whole tiles of Edge-LLM's INT4 plugin (int4_gemm of 0.11)."""
+    if plan.target.engine != "edge-llm" or plan.target.scheme != "w4a16":
+        return
+    for linear in plan.architecture.linears():
+        if linear.role != "lm_head" and linear.out_features % EDGE_LLM_TILE:
+            raise UnusableInput(
+                f"{linear.name} has {linear.out_features} rows, and Edge-LLM's int4 kernels take multiples of "
+                f"{EDGE_LLM_TILE}",
+                hint="use --backend onnx",
             )
 
 

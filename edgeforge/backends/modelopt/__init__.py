@@ -41,6 +41,7 @@ def check(plan: BuildPlan) -> None:
     """See `edgeforge.backends.Backend`."""
     consumers.check_groups(plan)
     consumers.check_cache(plan)
+    consumers.check_tiles(plan)
 
 
 @contextmanager
