@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from edgeforge.model.safetensors import open_directory
 from edgeforge.model.safetensors_writer import write_safetensors
 from edgeforge.pipeline import BuildOptions, build, prepare, resolve_target
 from edgeforge.pipeline.walk import Consumer, walk
+from edgeforge.quantization import search
 from edgeforge.quantization.rtn import quantize
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor, dequantize
 from edgeforge.runtime import verify
@@ -297,14 +299,21 @@ class OneTensor:
         (QuantizationScheme(name="w8a16", bits=8, group_size=32), False),
     ],
 )
+@pytest.mark.parametrize("algorithm", ["rtn", "search"])
 def test_stored_codes_are_carried_over_only_where_the_scheme_is_theirs(
-    scheme: QuantizationScheme, carried: bool
+    scheme: QuantizationScheme, carried: bool, algorithm: Literal["rtn", "search"]
 ) -> None:
     tensor = Q4Tensor("q", np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32))
     got: list[QuantizedTensor] = []
     walk(
         OneTensor(tensor),  # type: ignore[arg-type]
-        [Consumer(schemes={"q": scheme}, put=lambda name, start, rows: got.append(rows))],  # type: ignore[arg-type]
+        [
+            Consumer(
+                schemes={"q": scheme},
+                put=lambda name, start, rows: got.append(rows),  # type: ignore[arg-type]
+                algorithm=algorithm,
+            )
+        ],
         threads=1,
         progress=lambda done, total: None,
     )
@@ -315,7 +324,41 @@ def test_stored_codes_are_carried_over_only_where_the_scheme_is_theirs(
         np.testing.assert_array_equal(found.codes, tensor.stored_codes(0, 64).codes)
         np.testing.assert_array_equal(dequantize(found), tensor.rows(0, 64))
     else:
-        np.testing.assert_array_equal(dequantize(found), dequantize(quantize(tensor.rows(0, 64), scheme)))
+        expected = {"rtn": quantize, "search": search.quantize}[algorithm](tensor.rows(0, 64), scheme)
+        np.testing.assert_array_equal(dequantize(found), dequantize(expected))
+
+
+def test_bundles_of_one_pass_may_choose_their_codes_differently(stories: Path) -> None:
+    """And those that agree share the work: the very same object is put."""
+    scheme = QuantizationScheme(name="w4a16", bits=4, group_size=32)
+    name = "model.layers.0.mlp.up_proj.weight"
+    got: dict[int, object] = {}
+    consumers = [
+        Consumer(
+            schemes={name: scheme},
+            put=lambda found, start, rows, at=at: got.__setitem__(at, rows) if found == name else None,  # type: ignore[misc]
+            algorithm=algorithm,
+        )
+        for at, algorithm in enumerate(("rtn", "search", "search"))
+    ]
+    walk(open_directory(stories), consumers, threads=1, progress=lambda done, total: None)  # type: ignore[arg-type]
+    assert got[1] is got[2]
+    rounded, searched = got[0], got[1]
+    assert isinstance(rounded, QuantizedTensor) and isinstance(searched, QuantizedTensor)
+    w = open_directory(stories).tensor(name).rows(0, 172)
+    assert np.square(w - dequantize(searched)).sum() < 0.97 * np.square(w - dequantize(rounded)).sum()
+
+
+def test_the_default_without_text_is_searched_scales_and_they_lose_less(stories: Path, tmp_path: Path) -> None:
+    divergence = {}
+    for algorithm in ("auto", "rtn"):
+        target = resolve_target(load_target("cpu"), group_size=32, algorithm=algorithm)
+        result = build(options(stories, tmp_path / algorithm, target=target, validate=True, chunks=4), progress=quiet)
+        assert result.validation is not None
+        divergence[algorithm] = result.validation.mean_kl_divergence
+        manifest = json.loads((result.bundle / "manifest.json").read_text())
+        assert manifest["plan"]["target"]["algorithm"] == ("search" if algorithm == "auto" else "rtn")
+    assert divergence["auto"] < divergence["rtn"]
 
 
 # what is in it

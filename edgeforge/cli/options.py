@@ -50,6 +50,11 @@ group_size_option = click.option(
 symmetric_option = click.option(
     "--symmetric/--asymmetric", "symmetric", default=None, help="Without or with zero points.  [default: the target's]"
 )
+algorithm_option = click.option(
+    "--algorithm",
+    type=click.Choice(["auto", "rtn", "search"]),
+    help="How codes are chosen: rounded to nearest, or under searched scales.  [default: the target's]",
+)
 kv_cache_option = click.option(
     "--kv-cache",
     type=click.Choice(["f32", "f16", "bf16", "fp8", "int8"]),
@@ -76,6 +81,7 @@ class Changes:
     scheme: str | None
     group_size: int | None
     symmetric: bool | None
+    algorithm: str | None
     kv_cache: str | None
     context: int | None
     batch: int | None
@@ -94,6 +100,7 @@ class Changes:
             scheme=self.scheme,
             group_size=self.group_size,
             symmetric=self.symmetric,
+            algorithm=self.algorithm,
             kv_cache=self.kv_cache,
             context=self.context,
             batch=self.batch,
@@ -108,6 +115,7 @@ _CHANGES = (
     scheme_option,
     group_size_option,
     symmetric_option,
+    algorithm_option,
     kv_cache_option,
     context_option,
     batch_option,
@@ -127,6 +135,7 @@ def target_changes(command: Callable[..., None]) -> Callable[..., None]:
         scheme: str | None,
         group_size: int | None,
         symmetric: bool | None,
+        algorithm: str | None,
         kv_cache: str | None,
         context: int | None,
         batch: int | None,
@@ -140,6 +149,7 @@ def target_changes(command: Callable[..., None]) -> Callable[..., None]:
             scheme=scheme,
             group_size=group_size,
             symmetric=symmetric,
+            algorithm=algorithm,
             kv_cache=kv_cache,
             context=context,
             batch=batch,

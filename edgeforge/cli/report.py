@@ -41,6 +41,7 @@ def plan_fields(plan: "BuildPlan") -> list[tuple[str, str]]:
     target, memory = plan.target, plan.memory
     return [
         ("stored as", stored_text(plan)),
+        ("codes", algorithm_text(target.algorithm)),
         (
             "memory",
             f"{bytes_text(memory.total_bytes)} of {bytes_text(memory.available_bytes)} planned on {target.name}, "
@@ -75,6 +76,21 @@ def scheme_text(scheme: "QuantizationScheme") -> str:
     if scheme.granularity != "group":
         return f"{scheme.name} per {scheme.granularity}"
     return scheme.name if scheme.group_size is None else f"{scheme.name} in groups of {scheme.group_size}"
+
+
+ALGORITHM_TEXTS = {
+    "auto": "auto, the best that there is for the scheme",
+    "rtn": "rounded to nearest (rtn)",
+    "search": "rounded to nearest under searched scales (search)",
+    "gptq": "chosen on calibration text, each error made up for by the rest of its row (gptq)",
+    "awq": "rounded after scaling the channels that are loud on calibration text (awq)",
+    "awq+gptq": "chosen on calibration text: loud channels scaled, then errors made up for (awq+gptq)",
+}
+
+
+def algorithm_text(algorithm: str) -> str:
+    """How codes are chosen, in words."""
+    return ALGORITHM_TEXTS[algorithm]
 
 
 def validation_fields(report: "ValidationReport") -> list[tuple[str, str]]:
@@ -162,6 +178,7 @@ def plan_document(plan: "BuildPlan") -> dict[str, object]:
         "engine": plan.target.engine,
         "scheme": plan.target.scheme,
         "group_size": plan.target.group_size,
+        "algorithm": plan.target.algorithm,
         "context": plan.target.context,
         "memory_bytes": memory.total_bytes,
         "weights_bytes": memory.weights_bytes,

@@ -99,6 +99,7 @@ def fit_text(target: "Target", shape: "LlamaArchitecture") -> str:
 
 def target_text(target: "Target") -> str:
     """Everything about one target, in sections."""
+    from edgeforge.cli.report import algorithm_text
     from edgeforge.cli.text import bytes_text, fields
     from edgeforge.hardware import ENGINES, SCHEMES
 
@@ -111,6 +112,7 @@ def target_text(target: "Target") -> str:
         ("backend", f"{target.backend}, for {ENGINES[target.engine].title}"),
         ("why", target.reason or "the file does not say"),
         ("scheme", f"{target.scheme}, {groups}" if groups else target.scheme),
+        ("algorithm", algorithm_text(target.algorithm)),
         ("output head", target.lm_head),
         ("embedding", target.embedding),
         ("activations", target.activations),

@@ -1,5 +1,6 @@
 """Hardware profiles and build targets: facts as TOML, one file each, every figure with its source."""
 
+from edgeforge.hardware.algorithms import ALGORITHMS, AlgorithmFacts, reads_text, with_algorithm
 from edgeforge.hardware.capabilities import (
     BACKENDS,
     ENGINES,
@@ -17,10 +18,12 @@ from edgeforge.hardware.parse import profile_from_json, profile_to_json, target_
 from edgeforge.hardware.types import FloatName, Gate, HardwareProfile, KvCacheName, Target
 
 __all__ = [
+    "ALGORITHMS",
     "BACKENDS",
     "ENGINES",
     "PLANNED",
     "SCHEMES",
+    "AlgorithmFacts",
     "BackendFacts",
     "EngineFacts",
     "FloatName",
@@ -37,7 +40,9 @@ __all__ = [
     "load_target",
     "profile_from_json",
     "profile_to_json",
+    "reads_text",
     "runnable_schemes",
     "target_from_json",
     "target_to_json",
+    "with_algorithm",
 ]

@@ -7,6 +7,7 @@ so that asking for it early is answered with what to use instead.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from edgeforge.hardware.algorithms import algorithm_conflict
 from edgeforge.hardware.types import CodeFormat, Granularity, InputScale, Target
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
@@ -237,7 +238,7 @@ def find_conflict(target: Target) -> tuple[str, str] | None:
     for name, holds, sentence in _RULES:
         if not holds(target, backend):
             return name, sentence.format(target=target, backend=backend)
-    return _engine_conflict(target)
+    return algorithm_conflict(target) or _engine_conflict(target)
 
 
 _RULES: tuple[tuple[str, Callable[[Target, BackendFacts], bool], str], ...] = (

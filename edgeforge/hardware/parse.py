@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import cast
 
+from edgeforge.hardware.algorithms import AUTO
 from edgeforge.hardware.capabilities import engine_for, find_conflict
 from edgeforge.hardware.fields import Fields
 from edgeforge.hardware.types import FloatName, Gate, HardwareProfile, Kind, KvCacheName, Target
@@ -56,6 +57,7 @@ def parse_target(fields: Fields, name: str, profile: HardwareProfile) -> Target:
         scheme=scheme,
         group_size=fields.integer("group_size", minimum=1),
         symmetric=fields.flag("symmetric"),
+        algorithm=fields.optional_text("algorithm") or AUTO,
         lm_head=fields.text("lm_head"),
         embedding=fields.text("embedding"),
         activations=cast(FloatName, fields.choice("activations", FLOATS)),
@@ -109,6 +111,7 @@ def target_to_json(target: Target) -> dict[str, object]:
         "scheme": target.scheme,
         "group_size": target.group_size,
         "symmetric": target.symmetric,
+        "algorithm": target.algorithm,
         "lm_head": target.lm_head,
         "embedding": target.embedding,
         "activations": target.activations,

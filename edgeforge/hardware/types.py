@@ -61,6 +61,7 @@ class Target:
     scheme, lm_head, embedding  scheme names (see SCHEMES) of the linears, the output head and the embedding table
     group_size, symmetric       of every integer scheme in the target, before `effective_group_size`
     activations, kv_cache       number format of what flows between linears, and of the cached keys and values
+    algorithm                   how codes are chosen (see ALGORITHMS), or `auto`: the best that there is for them
     context                     longest prompt and answer together, in tokens, per sequence
     batch                       sequences at once
     tensor_parallel             cards that share every layer
@@ -86,6 +87,7 @@ class Target:
     pipeline_parallel: int
     default_model: str
     gate: Gate
+    algorithm: str = "auto"
 
     @property
     def cards(self) -> int:

@@ -253,7 +253,14 @@ def _write_weights(
                 continue
             sink = backends.load(ready.plan.target.backend).sink(ready.plan, ready.calibration, folder)
             put, scales = stack.enter_context(sink).put, ready.calibration.pre_quant_scales
-            consumers.append(Consumer(schemes=ready.plan.schemes, put=put, pre_quant_scales=scales))
+            consumers.append(
+                Consumer(
+                    schemes=ready.plan.schemes,
+                    put=put,
+                    pre_quant_scales=scales,
+                    algorithm="search" if ready.plan.target.algorithm == "search" else "rtn",
+                )
+            )
         if consumers:
             threads = options[0].threads or available_cores()
             walk(checkpoint, consumers, threads=threads, progress=partial(progress, "quantize"))

@@ -20,7 +20,7 @@ from edgeforge.errors import UnusableInput
 from edgeforge.model.checkpoint import Checkpoint, LazyTensor, StoredGrid
 from edgeforge.model.magnitude import largest
 from edgeforge.planning import fused_blocks
-from edgeforge.quantization.quantize import quantize
+from edgeforge.quantization.quantize import Algorithm, quantize
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor
 
 PIECE_ELEMENTS = 1 << 20
@@ -34,11 +34,14 @@ LOOK_AGAIN_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consumer:
-    """One bundle being built. `pre_quant_scales`: what the columns of a weight are divided by first, by its name."""
+    """One bundle being built. `pre_quant_scales`: what the columns of a weight are divided by first, by its name.
+    `algorithm`: how codes are chosen (`quantize`).
+    """
 
     schemes: Mapping[str, QuantizationScheme]
     put: Callable[[str, int, Rows], None]
     pre_quant_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    algorithm: Algorithm = "rtn"
 
 
 class _Magnitude:
@@ -199,28 +202,31 @@ def _place(piece: _Piece, consumers: Sequence[Consumer], stop: threading.Event) 
     """Give every consumer the piece as its scheme stores it; consumers that agree share the work."""
     name = piece.tensor.name
     rows: NDArray[np.float32] | None = None
-    made: dict[tuple[QuantizationScheme | None, int], Rows] = {}
+    made: dict[tuple[QuantizationScheme | None, int, Algorithm], Rows] = {}
     for consumer in consumers:
         scheme, key = consumer.schemes.get(name), _key(consumer, name)
-        if (scheme, key) not in made:
-            if scheme is not None and key == 0 and _lies_on(piece.tensor.grid, scheme):
-                made[scheme, key] = _stored(piece, scheme)
+        kind = (scheme, key, consumer.algorithm)
+        if kind not in made:
+            if scheme is not None and key == 0 and lies_on(piece.tensor.grid, scheme):
+                made[kind] = _stored(piece, scheme)
             else:
                 rows = piece.tensor.rows(piece.start, piece.stop) if rows is None else rows
                 amax = piece.magnitudes[key].wait(stop) if scheme is not None and scheme.needs_amax else None
                 if stop.is_set():
                     return
                 divided = rows if key == 0 else rows / consumer.pre_quant_scales[name]
-                made[scheme, key] = _convert(divided, scheme, amax)
-        consumer.put(name, piece.start, made[scheme, key])
+                made[kind] = _convert(divided, scheme, amax, consumer.algorithm)
+        consumer.put(name, piece.start, made[kind])
 
 
-def _convert(rows: NDArray[np.float32], scheme: QuantizationScheme | None, amax: float | None) -> Rows:
+def _convert(
+    rows: NDArray[np.float32], scheme: QuantizationScheme | None, amax: float | None, algorithm: Algorithm
+) -> Rows:
     """The rows as their scheme stores them. FloatingPointError for what no scheme holds."""
     if scheme is None or scheme.is_float:
         return _finite(rows)
     try:
-        return quantize(rows, scheme, amax=amax)
+        return quantize(rows, scheme, amax=amax, algorithm=algorithm)
     except ValueError as error:
         raise FloatingPointError(str(error)) from None
 
@@ -234,7 +240,7 @@ def _stored(piece: _Piece, scheme: QuantizationScheme) -> QuantizedTensor:
     )
 
 
-def _lies_on(grid: StoredGrid | None, scheme: QuantizationScheme) -> bool:
+def lies_on(grid: StoredGrid | None, scheme: QuantizationScheme) -> bool:
     """Whether codes on the checkpoint's grid are codes of the scheme."""
     if scheme.code_format != "int" or scheme.activations != "none":
         return False

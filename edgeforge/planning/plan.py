@@ -6,7 +6,7 @@ Pure arithmetic. `draft_plan` predicts, whether it fits or not; `make_plan` (in 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from edgeforge.hardware import Target
+from edgeforge.hardware import Target, reads_text, with_algorithm
 from edgeforge.model.architecture import LlamaArchitecture
 from edgeforge.model.checkpoint import StoredGrid
 from edgeforge.planning.memory import MemoryBudget, WeightBytes, budget, bundle_bytes, kv_cache_bytes, weight_bytes
@@ -18,7 +18,7 @@ from edgeforge.quantization.scheme import QuantizationScheme
 class BuildPlan:
     """What will be built and what it will take.
 
-    target               as asked for, its context cut to what the model can do
+    target               as asked for, its context cut to what the model can do, its algorithm no longer `auto`
     schemes              one per linear, plus the embedding's, by tensor name
     memory               per card
     disk_bytes           the finished bundle
@@ -40,8 +40,14 @@ class BuildPlan:
         return static or self.target.kv_cache in ("fp8", "int8")
 
     @property
+    def reads_text(self) -> bool:
+        """Whether the codes are chosen with calibration text, one decoder layer after the other."""
+        return reads_text(self.target.algorithm)
+
+    @property
     def stages(self) -> tuple[str, ...]:
-        return ("fetch", *(("calibrate",) if self.calibrates else ()), "quantize", "hash", "validate")
+        calibrate = ("calibrate",) if self.calibrates or self.reads_text else ()
+        return ("fetch", *calibrate, "quantize", "hash", "validate")
 
 
 def draft_plan(
@@ -54,6 +60,7 @@ def draft_plan(
     """The plan, without asking whether it fits. `stored`: integer grids the checkpoint's tensors already lie on.
     `schemes`: where they were chosen before; they do not depend on context, batch or cards.
     """
+    target = with_algorithm(target)
     target = replace(target, context=min(target.context, architecture.max_position_embeddings))
     if schemes is None:
         schemes = choose_schemes(architecture, target, stored or {})

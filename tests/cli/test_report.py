@@ -187,6 +187,7 @@ def test_an_untied_head_is_told_apart(architecture: LlamaArchitecture) -> None:
 def test_the_plans_headline_has_units(result: BuildResult) -> None:
     assert set(plan_document(result.plan)) == {
         "backend",
+        "algorithm",
         "engine",
         "scheme",
         "group_size",

@@ -14,7 +14,7 @@ from built import Build, all_rows, build_once
 from numpy.typing import NDArray
 
 from edgeforge.model.checkpoint import Checkpoint, LazyTensor
-from edgeforge.quantization.rtn import quantize
+from edgeforge.quantization import search
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor, dequantize
 
 DTYPES = {
@@ -140,7 +140,7 @@ def intended(tensor: LazyTensor, scheme: QuantizationScheme) -> NDArray[np.float
         if offsets is not None and scheme.scale_dtype == "f16":
             offsets = offsets.astype(np.float16).astype(np.float32)
         return dequantize(QuantizedTensor(scheme=scheme, codes=stored.codes, scales=stored.scales, offsets=offsets))
-    return dequantize(quantize(tensor.rows(0, rows), scheme))
+    return dequantize(search.quantize(tensor.rows(0, rows), scheme))
 
 
 def intended_matmuls(

@@ -12,7 +12,7 @@ from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
 from edgeforge.pipeline.walk import Consumer, walk
 from edgeforge.planning import apply_overrides, make_plan
 from edgeforge.quantization.calibration import EMPTY, Calibration
-from edgeforge.quantization.quantize import quantize
+from edgeforge.quantization.quantize import Algorithm, quantize
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor, dequantize
 
 BLOCKS = (
@@ -92,7 +92,7 @@ def made_up(llama: Llama, *, smooth: bool = False) -> Calibration:
 
 
 def expected(
-    llama: Llama, schemes: Mapping[str, QuantizationScheme], calibration: Calibration
+    llama: Llama, schemes: Mapping[str, QuantizationScheme], calibration: Calibration, algorithm: Algorithm = "rtn"
 ) -> dict[str, QuantizedTensor]:
     """Every quantized weight, whole, straight from the quantizer."""
     original, found = as_floats(llama.tensors()), {}
@@ -100,7 +100,8 @@ def expected(
         weights = {name: original[name] / calibration.pre_quant_scales.get(name, np.float32(1)) for name in block}
         amax = float(max(np.abs(rows).max() for rows in weights.values()))
         for name, rows in weights.items():
-            found[name] = quantize(rows, schemes[name], amax=amax if schemes[name].needs_amax else None)
+            needed = amax if schemes[name].needs_amax else None
+            found[name] = quantize(rows, schemes[name], amax=needed, algorithm=algorithm)
     return found
 
 

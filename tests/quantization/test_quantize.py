@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from edgeforge.quantization import search
 from edgeforge.quantization.fp8 import quantize_fp8
 from edgeforge.quantization.nvfp4 import quantize_nvfp4
 from edgeforge.quantization.quantize import quantize
@@ -41,6 +42,16 @@ def test_a_scheme_gets_its_algorithm(scheme: QuantizationScheme, expected: Quant
     np.testing.assert_equal(
         [got.codes.view(np.uint8), got.scales, got.zero_points, got.tensor_scale, got.scheme],
         [expected.codes.view(np.uint8), expected.scales, expected.zero_points, expected.tensor_scale, scheme],
+    )
+
+
+@pytest.mark.parametrize("scheme", ALL, ids=lambda scheme: scheme.name)
+def test_searched_scales_are_for_integers_alone(scheme: QuantizationScheme) -> None:
+    got = quantize(WEIGHTS, scheme, amax=AMAX, algorithm="search")
+    expected = search.quantize(WEIGHTS, scheme) if scheme.name.endswith("a16") else quantize(WEIGHTS, scheme, amax=AMAX)
+    np.testing.assert_equal(
+        [got.codes.view(np.uint8), got.scales, got.zero_points],
+        [expected.codes.view(np.uint8), expected.scales, expected.zero_points],
     )
 
 

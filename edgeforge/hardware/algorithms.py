@@ -1,0 +1,51 @@
+"""How codes are chosen: which algorithm can make which scheme, and what `auto` stands for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from edgeforge.hardware.types import Target
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlgorithmFacts:
+    """`schemes`: of the linears, None for all. `reads_text`: whether it runs the model on calibration text."""
+
+    schemes: tuple[str, ...] | None
+    reads_text: bool = False
+
+
+ALGORITHMS: Mapping[str, AlgorithmFacts] = {
+    "rtn": AlgorithmFacts(schemes=None),
+    "search": AlgorithmFacts(schemes=("w4a16", "w8a16")),
+}
+
+
+def with_algorithm(target: Target, *, has_text: bool = False) -> Target:
+    """The target with `auto` made a word of ALGORITHMS. `has_text`: whether the user gave text to calibrate on."""
+    if target.algorithm != AUTO:
+        return target
+    searchable = ALGORITHMS["search"].schemes or ()
+    return replace(target, algorithm="search" if target.scheme in searchable else "rtn")
+
+
+def reads_text(algorithm: str) -> bool:
+    """Whether the algorithm needs the calibrated pass."""
+    return algorithm != AUTO and ALGORITHMS[algorithm].reads_text
+
+
+def algorithm_conflict(target: Target) -> tuple[str, str] | None:
+    """As `find_conflict`: (field, sentence saying what to use), or None."""
+    if target.algorithm == AUTO:
+        return None
+    if target.algorithm not in ALGORITHMS:
+        return "algorithm", f"algorithm '{target.algorithm}' is unknown; use {' or '.join((AUTO, *ALGORITHMS))}"
+    schemes = ALGORITHMS[target.algorithm].schemes
+    if schemes is None or target.scheme in schemes:
+        return None
+    able = [name for name, facts in ALGORITHMS.items() if facts.schemes is None or target.scheme in facts.schemes]
+    return "algorithm", (
+        f"algorithm {target.algorithm} makes {' and '.join(schemes)}, not scheme {target.scheme}; "
+        f"use --algorithm {' or '.join(able)}"
+    )
