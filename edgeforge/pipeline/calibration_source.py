@@ -31,10 +31,14 @@ SOME_DAY = datetime(2024, 7, 26)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationTokens:
-    """ids int64 [B, T], sequences that the model reads each for itself; the text's hash covers all of it."""
+    """ids int64 [B, T], sequences that the model reads each for itself; the text's hash covers all of it.
+
+    `seed`: what they were drawn with, where they were drawn.
+    """
 
     ids: NDArray[np.int64]
     text_sha256: str
+    seed: int | None = None
 
 
 def read_tokens(checkpoint: Checkpoint, source: Path | None) -> CalibrationTokens:
@@ -43,12 +47,9 @@ def read_tokens(checkpoint: Checkpoint, source: Path | None) -> CalibrationToken
     `source`: a text file or a folder of them, or JSON Lines with "text" or "messages", which the model's chat template
     renders. Raises UnusableInput where there is too little text, or none.
     """
-    files = checkpoint.tokenizer
-    rows = source is not None and source.name.endswith(ROW_SUFFIXES)
-    texts = default_texts() if source is None else _rows(source, files) if rows else load_texts(source, "--calibration")
-    text = concatenate(texts)
-    tokenizer = files.load()
-    tokens = np.array(encode(tokenizer, _spread(text), special=rows), np.int64)
+    text, special = (concatenate(default_texts()), False) if source is None else text_of(checkpoint, source)
+    tokenizer = checkpoint.tokenizer.load()
+    tokens = np.array(encode(tokenizer, spread(text, SEQUENCES, MOST_CHARACTERS), special=special), np.int64)
     length = min(LENGTH, checkpoint.architecture.max_position_embeddings)
     start = start_token_id(checkpoint, tokenizer)
     size = length - (start is not None)
@@ -64,6 +65,13 @@ def read_tokens(checkpoint: Checkpoint, source: Path | None) -> CalibrationToken
     return CalibrationTokens(ids=ids, text_sha256=hashlib.sha256(text.encode()).hexdigest())
 
 
+def text_of(checkpoint: Checkpoint, source: Path) -> tuple[str, bool]:
+    """All text of what `--calibration` named, and whether special tokens in it are the model's own."""
+    if source.name.endswith(ROW_SUFFIXES):
+        return concatenate(_rows(source, checkpoint.tokenizer)), True
+    return concatenate(load_texts(source, "--calibration")), False
+
+
 def default_texts() -> tuple[str, ...]:
     """The package's own texts, by file name: prose, dialogue, code, languages; 2,700 tokens of Llama 3."""
     folder = resources.files("edgeforge.pipeline") / "calibration_text"
@@ -71,11 +79,12 @@ def default_texts() -> tuple[str, ...]:
     return tuple(item.read_text(encoding="utf-8") for item in files)
 
 
-def _spread(text: str) -> str:
-    if len(text) <= MOST_CHARACTERS:
+def spread(text: str, parts: int, most: int) -> str:
+    """The text, or `parts` (at least two) pieces from all over it where it has more than `most` characters."""
+    if len(text) <= most:
         return text
-    size = MOST_CHARACTERS // SEQUENCES
-    starts = (i * (len(text) - size) // (SEQUENCES - 1) for i in range(SEQUENCES))
+    size = most // parts
+    starts = (i * (len(text) - size) // (parts - 1) for i in range(parts))
     return "\n".join(text[start : start + size] for start in starts)
 
 
