@@ -7,7 +7,7 @@ With G = X^T X, the Hessian of ||X W^T - X V^T||^2 up to a factor, and H = G + d
 
 Columns are handled in blocks (step 2): inside one, every column is updated at once; behind it, all of a block's errors
 in one matrix product. U comes from one factorization: H read from its last corner is L L^T, so that H = R R^T with R
-upper triangular, and U = R^-1.
+upper triangular, and U = R^-1, which is L^-1 read from its last corner.
 
 Orders of the columns. "activation" (the paper's authors' act_order) takes the largest diagonal first; scales are then
 fixed beforehand for the groups as they lie in the file ("static groups"), so that no consumer needs an index of groups.
@@ -40,6 +40,30 @@ SHRINKS = tuple(1.1 - 0.02 * step for step in range(26))
 """Of the ranges that the search for scales tries: it is no more than a tenth of the work here."""
 
 
+class SingularHessian(ValueError):
+    """The inputs repeat one another, beyond what the damping makes up for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """What the inputs alone decide, for all rows of all linears that share them.
+
+    columns    int64 [K]: the order in which columns are handled
+    diagonal   float32 [K] of the Gram matrix, in the file's order
+    inverse    float32 [K, K]: U turned by half a circle, U_ij = inverse[K - 1 - i, K - 1 - j]
+    """
+
+    columns: torch.Tensor
+    diagonal: torch.Tensor
+    inverse: torch.Tensor
+
+    def block(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows `first` to `last` of U: their own columns, and all behind them."""
+        end = len(self.columns)
+        rows = self.inverse[end - last : end - first]
+        return rows[:, end - last : end - first].flip(0, 1), rows[:, : end - last].flip(0, 1)
+
+
 def quantize(
     weights: torch.Tensor,
     gram: torch.Tensor,
@@ -53,40 +77,59 @@ def quantize(
     """Codes for `weights` float32 [N, K] whose inputs have the Gram matrix `gram` float32 [K, K] (same device).
 
     `start` brings the scales (and is needed for float codes: `quantize.quantize` makes it); without it they are
-    searched, weighed by the diagonal. Raises ValueError for NaN and infinity, a Hessian that no damping made positive
-    definite, scales that the order cannot have, and what `search.quantize` refuses.
+    searched, weighed by the diagonal. Raises ValueError for NaN and infinity, scales that the order cannot have, and
+    what `search.quantize` refuses; SingularHessian where the damping does not make it positive definite.
     """
     if dynamic_groups and (order == "activation" or start is not None):
         raise ValueError("dynamic groups find their scales group by group: not in activation order, nor given ones")
+    factor = factorize(gram, scheme, damping=damping, order=order)
+    return quantize_rows(weights, factor, scheme, start=start, dynamic_groups=dynamic_groups)
+
+
+def factorize(
+    gram: torch.Tensor, scheme: QuantizationScheme, *, damping: float = DAMPING, order: Order = "activation"
+) -> Factor:
+    """The part of the work that rows share. ValueError for NaN and infinity, SingularHessian."""
     diagonal = _checked_diagonal(gram)
-    sizes = _group_sizes(scheme, weights.shape[1])
-    columns = _ordered(diagonal, sizes, order)
-    factor = _inverse_factor(gram, diagonal, columns, damping)
+    columns = _ordered(diagonal, _group_sizes(scheme, len(gram)), order)
+    return Factor(columns=columns, diagonal=diagonal, inverse=_inverse(gram, diagonal, columns, damping))
+
+
+def quantize_rows(
+    weights: torch.Tensor,
+    factor: Factor,
+    scheme: QuantizationScheme,
+    *,
+    start: QuantizedTensor | None = None,
+    dynamic_groups: bool = False,
+) -> QuantizedTensor:
+    """The rest, for any rows float32 [N, K]; the arguments are `quantize`'s."""
+    sizes, columns = _group_sizes(scheme, weights.shape[1]), factor.columns
     if start is None and not dynamic_groups:
-        start = search.quantize(_array(weights), scheme, _array(diagonal), shrinks=SHRINKS)
+        start = search.quantize(_array(weights), scheme, _array(factor.diagonal), shrinks=SHRINKS)
     grid = _Grid.empty(scheme, len(sizes), weights) if start is None else _Grid.of(start, weights.device)
     group_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[columns.cpu()].tolist()
     codes = torch.empty_like(weights)
-    codes[:, columns] = _choose(weights.T[columns].contiguous(), factor, grid, group_of, diagonal[columns]).T
+    codes[:, columns] = _choose(weights.T[columns].contiguous(), factor, grid, group_of).T
     return grid.tensor(_array(codes), start)
 
 
-def _choose(
-    w: torch.Tensor, factor: torch.Tensor, grid: "_Grid", group_of: list[int], importance: torch.Tensor
-) -> torch.Tensor:
+def _choose(w: torch.Tensor, factor: Factor, grid: "_Grid", group_of: list[int]) -> torch.Tensor:
     """Codes [K, N] of the weights `w` [K, N], which are overwritten; a column of the matrix is a row here."""
-    codes, pivots = torch.empty_like(w), factor.diagonal().tolist()
+    codes, importance = torch.empty_like(w), factor.diagonal[factor.columns]
     for first, last in _blocks(group_of, whole_groups=grid.is_dynamic):
         errors = torch.empty_like(w[first:last])
+        within, behind = factor.block(first, last)
+        pivots = within.diagonal().tolist()
         for i in range(first, last):
-            group = group_of[i]
+            group, at = group_of[i], i - first
             if grid.is_dynamic and (i == 0 or group_of[i - 1] != group):
                 stop = i + group_of.count(group)
                 grid.find(group, w[i:stop], importance[i:stop])
             codes[i], rounded = grid.nearest(w[i], group)
-            errors[i - first] = (w[i] - rounded) / pivots[i]
-            w[i + 1 : last].addr_(factor[i, i + 1 : last], errors[i - first], alpha=-1)
-        w[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
+            errors[at] = (w[i] - rounded) / pivots[at]
+            w[i + 1 : last].addr_(within[at, at + 1 :], errors[at], alpha=-1)
+        w[last:].addmm_(behind.T, errors, alpha=-1)
     return codes
 
 
@@ -101,28 +144,35 @@ def _blocks(group_of: list[int], *, whole_groups: bool) -> Iterator[tuple[int, i
         first = last
 
 
-def _inverse_factor(gram: torch.Tensor, diagonal: torch.Tensor, columns: torch.Tensor, damping: float) -> torch.Tensor:
-    """U upper triangular [K, K] with U^T U = H^-1, the columns in the order given."""
+def _inverse(gram: torch.Tensor, diagonal: torch.Tensor, columns: torch.Tensor, damping: float) -> torch.Tensor:
+    """`Factor.inverse`: the inverse of H's Cholesky factor, columns from the last to the first.
+
+    Two matrices of H's size at once, besides H itself.
+    """
     backwards = columns.flip(0)
-    hessian = gram[backwards][:, backwards]
+    hessian = gram[backwards[:, None], backwards]
     met = diagonal > 0
     floor = float(diagonal[met].mean()) if met.any() else 1.0
     hessian.diagonal().add_(damping * floor).add_(floor * (~met[backwards]).to(gram.dtype))
     with _one_thread():
         lower, failed = torch.linalg.cholesky_ex(hessian)
+        del hessian
         if failed or not torch.isfinite(lower.diagonal()).all():
-            raise ValueError(
+            raise SingularHessian(
                 f"the Hessian is singular with damping {damping}: its inputs repeat one another; raise the damping"
             )
-        identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        factor: torch.Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-    return factor
+        identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device).T  # as LAPACK wants it: in place
+        inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity, upper=False, out=identity)
+    return inverse
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """LAPACK splits its sums by the number of threads, and other sums may mean other codes."""
     threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield
@@ -173,7 +223,9 @@ class _Grid:
 
     @classmethod
     def of(cls, start: QuantizedTensor, device: torch.device) -> "_Grid":
-        scales = start.scales if start.tensor_scale is None else start.scales * start.tensor_scale
+        scales = start.scales
+        if start.scheme.code_format == "e2m1" and start.tensor_scale is not None:
+            scales = scales * start.tensor_scale
         zeros = np.zeros_like(scales) if start.zero_points is None else start.zero_points.astype(np.float32)
         there = [torch.from_numpy(np.ascontiguousarray(array.T)).to(device) for array in (scales, zeros)]
         return cls(scheme=start.scheme, scales=there[0], zeros=there[1], is_dynamic=False)

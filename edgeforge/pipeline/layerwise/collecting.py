@@ -1,0 +1,115 @@
+"""Gram matrices of the unquantized model: what the bit budget weighs its options by."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from edgeforge import __version__
+from edgeforge.model.checkpoint import Checkpoint
+from edgeforge.pipeline.calibration_source import CalibrationTokens
+from edgeforge.pipeline.layerwise.decoder import shapes
+from edgeforge.pipeline.layerwise.hidden import HiddenStates
+from edgeforge.pipeline.layerwise.passes import (
+    BLOCKS,
+    Pass,
+    final_statistics,
+    head_name,
+    load_layer,
+    names_of,
+    resources_told,
+    run_layer,
+    start_states,
+    steps_of,
+)
+from edgeforge.pipeline.layerwise.state import Grams, StateFolder, key_of
+from edgeforge.pipeline.layerwise.statistics import Statistics
+from edgeforge.pipeline.layerwise.workers import Workers, workers
+
+
+def run(
+    checkpoint: Checkpoint,
+    tokens: CalibrationTokens,
+    folder: Path,
+    *,
+    device: str,
+    threads: int,
+    progress: Callable[[int, int], None],
+    log: Callable[[str], None],
+) -> Grams:
+    """See `edgeforge.pipeline.layerwise.collect_grams`."""
+    layers, head = checkpoint.architecture.num_hidden_layers, head_name(checkpoint)
+    with resources_told(folder), workers(1 if device != "cpu" else threads) as team:
+        key = key_of(
+            work="grams",
+            version=__version__,
+            fingerprint=checkpoint.fingerprint,
+            text=tokens.text_sha256,
+            ids=hashlib.sha256(tokens.ids.tobytes()).hexdigest(),
+            device=device,
+        )
+        state = StateFolder(folder, key, log)
+        first = state.resume_at(layers)
+        collecting = open_pass(checkpoint, tokens, state, device, team, progress, first=first, passes=1)
+        if first == 0:
+            start_states(collecting, checkpoint.tensor("model.embed_tokens.weight"), states_of(collecting, state, 0))
+        for layer in range(first, layers):
+            _collect_layer(collecting, state, layer)
+        if not state.part(layers).is_file():
+            statistics = final_statistics(collecting, states_of(collecting, state, layers), head)
+            state.save(layers, {head: statistics.gram.cpu().numpy()})
+    shared = [names_of(layer, block) for layer in range(layers) for block in BLOCKS]
+    owners = {name: names[0] for names in shared for name in names}
+    return Grams(state, layers + 1, {**owners, head: head}, tokens.ids.size)
+
+
+def _collect_layer(collecting: Pass, state: StateFolder, layer: int) -> None:
+    grams: dict[str, torch.Tensor] = {}
+
+    def keep(block: str, statistics: Statistics) -> None:
+        grams[names_of(layer, block)[0]] = statistics.gram
+
+    w = load_layer(collecting.checkpoint, layer, collecting.device)
+    before, after = (states_of(collecting, state, number) for number in (layer, layer + 1))
+    run_layer(collecting, layer, w, before, after, keep)
+    state.save(layer, {name: gram.cpu().numpy() for name, gram in grams.items()})
+    before.path.unlink()
+
+
+def states_of(run: Pass, state: StateFolder, layer: int) -> HiddenStates:
+    """The hidden states before `layer`."""
+    return HiddenStates(state.states(layer), run.hidden_shape)
+
+
+def open_pass(
+    checkpoint: Checkpoint,
+    tokens: CalibrationTokens,
+    state: StateFolder,
+    device: str,
+    team: Workers,
+    progress: Callable[[int, int], None],
+    *,
+    first: int,
+    passes: int,
+) -> Pass:
+    """A pass that begins at layer `first`, and runs each layer `passes` times."""
+    layers = checkpoint.architecture.num_hidden_layers
+    total = steps_of(layers, passes=passes)
+    done = total - steps_of(layers - first, passes=passes)
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    place = torch.device(device)
+    return Pass(
+        checkpoint=checkpoint,
+        ids=tokens.ids,
+        folder=state.path,
+        shapes=shapes(checkpoint.architecture, tokens.ids.shape[1], place),
+        device=place,
+        team=team,
+        step=step,
+    )

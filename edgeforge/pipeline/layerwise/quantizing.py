@@ -1,0 +1,188 @@
+"""The calibrated pass itself: layer by layer, block by block, each on what the blocks before it, quantized, give it."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeforge import __version__
+from edgeforge.model.checkpoint import Checkpoint, TensorRows
+from edgeforge.pipeline.calibration_source import CalibrationTokens
+from edgeforge.pipeline.layerwise.codes import chosen_names, joined, quantize_block
+from edgeforge.pipeline.layerwise.collecting import open_pass, states_of
+from edgeforge.pipeline.layerwise.decoder import NORMS, Matrices, weight_name
+from edgeforge.pipeline.layerwise.figures import calibration_of, figures_of
+from edgeforge.pipeline.layerwise.passes import (
+    BLOCKS,
+    Pass,
+    final_statistics,
+    head_name,
+    load_layer,
+    names_of,
+    resources_told,
+    run_layer,
+    start_states,
+)
+from edgeforge.pipeline.layerwise.recipe import Recipe, folding
+from edgeforge.pipeline.layerwise.smoothing import Smoothing, smooth
+from edgeforge.pipeline.layerwise.state import Quantized, StateFolder, key_of, stored_form
+from edgeforge.pipeline.layerwise.statistics import Statistics
+from edgeforge.pipeline.layerwise.workers import workers
+from edgeforge.planning import EMBEDDING, BuildPlan, plan_to_json
+from edgeforge.quantization.loss import values
+from edgeforge.quantization.quantize import Algorithm, quantize
+from edgeforge.quantization.scheme import QuantizationScheme, dequantize
+
+HEAD_ROWS = 8192  # of the output head that are read together
+
+Stored = dict[str, NDArray[np.generic]]
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What every layer is quantized with. `chosen`: tensors whose codes are chosen here."""
+
+    plan: BuildPlan
+    chosen: frozenset[str]
+    recipe: Recipe
+    state: StateFolder
+    log: Log
+    run: Pass
+
+
+def run(
+    checkpoint: Checkpoint,
+    plan: BuildPlan,
+    tokens: CalibrationTokens,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str,
+    threads: int,
+    progress: Callable[[int, int], None],
+    log: Log,
+) -> Quantized:
+    """See `edgeforge.pipeline.layerwise.quantize_layers`."""
+    layers = checkpoint.architecture.num_hidden_layers
+    with resources_told(folder), workers(1 if device != "cpu" else threads) as team:
+        key = key_of(
+            work="quantize",
+            version=__version__,
+            fingerprint=checkpoint.fingerprint,
+            plan=plan_to_json(plan),
+            text=tokens.text_sha256,
+            ids=hashlib.sha256(tokens.ids.tobytes()).hexdigest(),
+            recipe=asdict(recipe),
+            device=device,
+        )
+        state = StateFolder(folder, key, log)
+        first = state.resume_at(layers)
+        passes = 2 if recipe.smooths else 1
+        own = open_pass(checkpoint, tokens, state, device, team, progress, first=first, passes=passes)
+        chosen = chosen_names(checkpoint, plan)
+        work = _Work(plan=plan, chosen=chosen, recipe=recipe, state=state, log=log, run=own)
+        if first == 0:
+            start_states(own, _rounded_embedding(work), states_of(own, state, 0))
+        for layer in range(first, layers):
+            _quantize_layer(work, layer)
+        if not state.part(layers).is_file():
+            _quantize_head(work, layers)
+    return Quantized(state, layers + 1, plan.schemes, calibration_of(state, plan.architecture, tokens))
+
+
+def _quantize_layer(work: _Work, layer: int) -> None:
+    plan, run, state = work.plan, work.run, work.state
+    before, after = (states_of(run, state, number) for number in (layer, layer + 1))
+    w = load_layer(run.checkpoint, layer, run.device)
+    smoothing = Smoothing(folding=folding(plan))
+    stored: Stored = {}
+    if work.recipe.smooths:
+        inputs: dict[str, Statistics] = {}
+        run_layer(run, layer, w, before, after, inputs.__setitem__, output=False)
+        smoothing = smooth(plan, work.chosen, layer, w, inputs, smoothing.folding)
+        del inputs
+        if smoothing.folding == "fold":
+            stored |= {weight_name(layer, norm): w[norm].cpu().numpy() for norm in NORMS}
+
+    def visit(block: str, statistics: Statistics) -> None:
+        stored.update(_quantize_visited(work, layer, block, w, statistics, smoothing.kept.get(block)))
+
+    figures = run_layer(run, layer, w, before, after, visit)
+    stored |= figures_of(layer, figures)
+    state.save(layer, stored)
+    before.path.unlink()
+
+
+def _quantize_visited(
+    work: _Work, layer: int, block: str, w: Matrices, statistics: Statistics, factors: torch.Tensor | None
+) -> Stored:
+    """Codes of one block, whose weights in `w` become what the codes stand for; and its input's largest magnitude."""
+    names = names_of(layer, block)
+    weights = {name: w[role] for role, name in zip(BLOCKS[block], names, strict=True)}
+    largest, gram = statistics.largest, statistics.gram
+    stored: Stored = {}
+    if factors is not None:
+        largest = largest * factors
+        gram.mul_(factors).mul_(factors[:, None])
+        stored |= {name + ".pre_quant_scale": factors.cpu().numpy() for name in names}
+    stored |= {name + ".input_amax": np.array(float(largest.max()), np.float32) for name in names}
+    stored |= _changed(work, weights)
+    chosen = [name for name in names if name in work.chosen]
+    for scheme in {work.plan.schemes[name]: None for name in chosen}:
+        alike = {name: weights[name] for name in chosen if work.plan.schemes[name] == scheme}
+        tensors = quantize_block(alike, gram, scheme, work.recipe, work.run.team, work.log)
+        for name, tensor in tensors.items():
+            stored |= stored_form(name, tensor)
+            rounded = values(tensor, work.run.device)
+            w[BLOCKS[block][names.index(name)]] = rounded if factors is None else rounded.mul_(factors)
+    return stored
+
+
+def _changed(work: _Work, weights: Matrices) -> Stored:
+    """Weights that stay float are only stored where a factor was folded into them."""
+    if not work.recipe.smooths:
+        return {}
+    return {name: weight.cpu().numpy() for name, weight in weights.items() if work.plan.schemes[name].is_float}
+
+
+def _quantize_head(work: _Work, layers: int) -> None:
+    """The output head's codes, where they are chosen here, and the largest magnitude of its input."""
+    run, name = work.run, head_name(work.run.checkpoint)
+    scheme, tensor = work.plan.schemes[name], run.checkpoint.tensor(name)
+    statistics = final_statistics(run, states_of(run, work.state, layers), name)
+    stored: Stored = {name + ".input_amax": np.array(float(statistics.largest.max()), np.float32)}
+    if work.recipe.head and name in work.chosen:
+        pieces = []
+        for start in range(0, tensor.shape[0], HEAD_ROWS):
+            rows = torch.from_numpy(tensor.rows(start, min(start + HEAD_ROWS, tensor.shape[0]))).to(run.device)
+            block = quantize_block({name: rows}, statistics.gram, scheme, work.recipe, run.team, work.log)
+            pieces.append(block[name])
+        stored |= stored_form(name, joined(pieces))
+    work.state.save(layers, stored)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rounded:
+    """Rows of the embedding as they will be stored, but for what the output head's calibration changes in tied ones."""
+
+    tensor: TensorRows
+    scheme: QuantizationScheme
+    recipe: Recipe
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        algorithm: Algorithm = "rtn" if self.recipe.algorithm == "rtn" else "search"
+        return dequantize(quantize(self.tensor.rows(start, stop), self.scheme, algorithm=algorithm))
+
+
+def _rounded_embedding(work: _Work) -> TensorRows:
+    tensor, scheme = work.run.checkpoint.tensor(EMBEDDING), work.plan.schemes[EMBEDDING]
+    return _Rounded(tensor=tensor, scheme=scheme, recipe=work.recipe) if EMBEDDING in work.chosen else tensor

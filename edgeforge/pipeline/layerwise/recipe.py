@@ -1,0 +1,44 @@
+"""How the calibrated pass chooses codes: one value, which is part of the state folder's key."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeforge.planning import BuildPlan
+
+Algorithm = Literal["rtn", "search", "awq", "gptq", "awq+gptq"]
+Folding = Literal["fold", "pre_quant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The parameters of awq.py and gptq.py.
+
+    algorithm  awq: scales of the input channels; gptq: codes column by column. Without gptq, codes are rounded to
+               nearest under searched scales (rtn: the groups' own ranges)
+    damping    gptq's, of the mean of the Hessian's diagonal; raised tenfold where the Hessian is singular
+    order      gptq's, of the columns
+    clip       whether the groups' ranges are searched with the correlations within a group (awq.clip), or with the
+               diagonal alone
+    head       whether the output head (or the embedding, where the two are tied) is calibrated too
+    """
+
+    algorithm: Algorithm = "gptq"
+    damping: float = 0.01
+    order: Literal["natural", "activation", "groups"] = "activation"
+    clip: bool = False
+    head: bool = True
+
+    @property
+    def smooths(self) -> bool:
+        return self.algorithm in ("awq", "awq+gptq")
+
+    @property
+    def compensates(self) -> bool:
+        return self.algorithm in ("gptq", "awq+gptq")
+
+
+def folding(plan: BuildPlan) -> Folding:
+    """Where AWQ's scales go: into the layers before, or into the files of formats that have a place for them."""
+    target = plan.target
+    has_place = target.scheme == "w4a16" and target.backend in ("modelopt", "tensorrt-llm", "trtllm-engine")
+    return "pre_quant" if has_place else "fold"

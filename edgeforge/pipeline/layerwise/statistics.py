@@ -1,0 +1,57 @@
+"""What a block of linears is given, summed over the calibration text: the Gram matrix, and magnitudes.
+
+Cut into column ranges that depend on the matrix alone, each a thread's own, added up batch by batch in the text's
+order; of the symmetric matrix only the upper triangle is computed.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from edgeforge.pipeline.layerwise.workers import Workers
+
+PARTS = 8
+
+
+class Statistics:
+    """Of inputs [rows, K]: `gram` float32 [K, K] (complete after `finish`), sums of |x| by channel, the largest |x|."""
+
+    def __init__(self, channels: int, device: torch.device, team: Workers) -> None:
+        self.gram = torch.zeros(channels, channels, device=device)
+        self.sums = torch.zeros(channels, device=device)
+        self.largest = torch.zeros(channels, device=device)
+        self.rows = 0
+        self._team = team
+        edges = np.linspace(0, channels, min(PARTS, channels) + 1).astype(int).tolist()
+        self._ranges = sorted(pairwise(edges), reverse=True)  # the longest first
+
+    def add(self, x: torch.Tensor) -> None:
+        """Inputs [rows, K] in the order of the text."""
+
+        def part(columns: tuple[int, int]) -> None:
+            start, stop = columns
+            mine = x[:, start:stop]
+            self.gram[:stop, start:stop].addmm_(x[:, :stop].T, mine)
+            self.sums[start:stop] += mine.abs().sum(dim=0)
+            self.largest[start:stop] = torch.maximum(self.largest[start:stop], mine.abs().amax(dim=0))
+
+        self._team.map(part, self._ranges)
+        self.rows += len(x)
+
+    def finish(self) -> None:
+        """Complete the lower triangle, in place."""
+        for start, stop in self._ranges:
+            self.gram[start:stop, :start] = self.gram[:start, start:stop].T
+            # the range's own square was computed whole; one half of it makes both
+            square = self.gram[start:stop, start:stop]
+            square.copy_(square.triu() + square.triu(1).T)
+
+    @property
+    def means(self) -> torch.Tensor:
+        """Mean |x| by channel, float32 [K]."""
+        return self.sums / max(self.rows, 1)
+
+    def is_finite(self) -> bool:
+        """NaN and infinity reach the largest magnitude, and a sum of squares beyond float32 the diagonal."""
+        return bool(torch.isfinite(self.largest).all() and torch.isfinite(self.gram.diagonal()).all())
