@@ -71,7 +71,7 @@ def model_folder(size: str) -> Path:
     """The model's directory in the cache, made now if it is not there. `size`: a key of FOLDERS."""
     folder = cache_folder() / FOLDERS[size]
     if not folder.is_dir():
-        with _appearing(folder) as partial:
+        with appearing(folder) as partial:
             if size == "demo":
                 _write_demo(partial)
             else:
@@ -80,13 +80,14 @@ def model_folder(size: str) -> Path:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name at the end, so that an interrupted one is never used."""
-    partial = folder.with_name(f".{folder.name}.partial")
+def appearing(path: Path, *, folder: bool = True) -> Iterator[Path]:
+    """A folder (or a file to be) beside `path` that takes its name at the end: an interrupted one is never used."""
+    partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if folder:
+        partial.mkdir(parents=True)
     yield partial
-    partial.rename(folder)
+    partial.rename(path)
 
 
 def _write_random(folder: Path, changes: dict[str, int]) -> None:
