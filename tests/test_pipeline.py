@@ -271,6 +271,9 @@ class Q4Tensor:
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         return dequantize(self._stored(start, stop))
 
+    def announce(self, start: int, stop: int) -> None:
+        pass
+
     def stored_codes(self, start: int, stop: int) -> StoredCodes:
         stored = self._stored(start, stop)
         return StoredCodes(codes=stored.codes, scales=stored.scales, offsets=None)

@@ -66,6 +66,10 @@ class LazyTensor(Protocol):
         """float32 [stop - start, *shape[1:]], a fresh array."""
         ...
 
+    def announce(self, start: int, stop: int) -> None:
+        """The same rows will be read soon: the system may fetch them meanwhile."""
+        ...
+
     def magnitude(self, start: int, stop: int) -> np.float32:
         """max |w| of the same rows; NaN or infinity where there is one."""
         ...

@@ -139,6 +139,10 @@ class GgufTensor:
         """float32 [stop - start, *shape[1:]], a fresh array."""
         return self.reader.rows(start, stop)
 
+    def announce(self, start: int, stop: int) -> None:
+        """The same rows, give or take a head's, will be read soon."""
+        self.reader.announce(start, stop)
+
     def magnitude(self, start: int, stop: int) -> np.float32:
         """max |w| of the same rows; NaN or infinity where there is one."""
         return largest(self.rows(start, stop))
@@ -172,11 +176,17 @@ class _RowReader:
         last = -(-stop // self.rotated) * self.rotated
         return self._contiguous(first, last)[wanted - first]
 
+    def announce(self, start: int, stop: int) -> None:
+        self.file.announce(self.stored.offset + start * self._row_bytes, (stop - start) * self._row_bytes)
+
     def _contiguous(self, start: int, stop: int) -> NDArray[np.uint8]:
-        size = ggml.row_bytes(self.stored.dtype, self.stored.shape[1] if len(self.stored.shape) > 1 else 1)
-        buffer = np.empty((stop - start, size), np.uint8)
-        self.file.read_into(buffer, self.stored.offset + start * size)
+        buffer = np.empty((stop - start, self._row_bytes), np.uint8)
+        self.file.read_into(buffer, self.stored.offset + start * self._row_bytes)
         return buffer
+
+    @property
+    def _row_bytes(self) -> int:
+        return ggml.row_bytes(self.stored.dtype, self.stored.shape[1] if len(self.stored.shape) > 1 else 1)
 
 
 def _interleaved(rows: NDArray[np.int64], head_dim: int) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """A file read by position, so that any number of threads share it."""
 
+import contextlib
 import os
 import threading
 import weakref
@@ -41,6 +42,12 @@ class PositionalFile:
             if count == 0:
                 raise UnusableInput(f"{self._path} is shorter than when it was opened")
             view, offset = view[count:], offset + count
+
+    def announce(self, offset: int, size_bytes: int) -> None:
+        """Tell the system that these bytes will be read soon, so that it fetches them meanwhile."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):  # advice; some file systems take none
+                os.posix_fadvise(self._descriptor, offset, size_bytes, os.POSIX_FADV_WILLNEED)
 
     def scratch(self, offset: int, size_bytes: int) -> NDArray[np.uint8]:
         """uint8 [size_bytes], at most BLOCK_BYTES, from byte `offset`; valid until this thread's next call."""

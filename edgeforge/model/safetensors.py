@@ -75,6 +75,11 @@ class SafetensorsTensor:
                 np.left_shift(raw.view(np.uint16), np.uint32(16), out=block.view(np.uint32), dtype=np.uint32)
         return values
 
+    def announce(self, start: int, stop: int) -> None:
+        """These rows will be read soon."""
+        row_bytes = math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
+        self.file.announce(self.start + start * row_bytes, (stop - start) * row_bytes)
+
     def magnitude(self, start: int, stop: int) -> np.float32:
         """max |w| of the rows as they are stored, which costs little more than reading them."""
         width = ITEM_BYTES[self.dtype]
