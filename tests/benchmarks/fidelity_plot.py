@@ -8,18 +8,28 @@ from xml.sax.saxutils import escape
 WIDTH, HEIGHT = 960, 600
 LEFT, RIGHT, TOP, BOTTOM = 80, 24, 64, 60
 LETTER, LINE = 6.4, 14  # of a label, about
-STYLE = """
-svg { background: #fff; color-scheme: light dark; font: 12px system-ui, sans-serif; }
-text { fill: #1b1d21; } .soft { fill: #5d636e; } .grid { stroke: #e1e3e8; } .goal { stroke: #5d636e; fill: none; }
-.s0 { --c: #c2410c; } .s1 { --c: #2563a8; } .s2 { --c: #7a7f89; } .s3 { --c: #178048; }
-path.line { stroke: var(--c); fill: none; stroke-width: 1.6; } path.dot { fill: var(--c); }
-text.name { fill: var(--c); }
-@media (prefers-color-scheme: dark) {
-  svg { background: #1b1d21; } text { fill: #e8e9ec; } .soft { fill: #a0a6b1; } .grid { stroke: #31343b; }
-  .goal { stroke: #a0a6b1; }
-  .s0 { --c: #fb923c; } .s1 { --c: #7fa8e6; } .s2 { --c: #a0a6b1; } .s3 { --c: #5fce90; }
-}
-""".strip()
+LIGHT = ("#c2410c", "#2563a8", "#6b7280", "#178048")
+DARK = ("#fb923c", "#7fa8e6", "#a0a6b1", "#5fce90")
+
+
+def _style(background: str, ink: str, soft: str, grid: str, colours: Sequence[str]) -> str:
+    """Plain colours by class, which every viewer knows."""
+    rules = [f".page {{ fill: {background} }} text {{ fill: {ink} }} .soft {{ fill: {soft} }}"]
+    rules.append(f".grid {{ stroke: {grid} }} .goal {{ stroke: {ink}; stroke-width: 2 }}")
+    for number, colour in enumerate(colours):
+        rules.append(f".dot{number}, .name{number} {{ fill: {colour} }} .line{number} {{ stroke: {colour} }}")
+    return "\n".join(rules)
+
+
+STYLE = "\n".join(
+    [
+        "text { font: 12px system-ui, sans-serif }",
+        _style("#ffffff", "#1b1d21", "#5d636e", "#e1e3e8", LIGHT),
+        "@media (prefers-color-scheme: dark) {",
+        _style("#1b1d21", "#e8e9ec", "#a0a6b1", "#31343b", DARK),
+        "}",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +86,13 @@ def draw(series: Sequence[Series], goals: Sequence[Point], title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
         f"<title>{escape(title)}</title>",
         f"<style>\n{STYLE}\n</style>",
+        f'<rect class="page" width="{WIDTH}" height="{HEIGHT}"/>',
         *_axes(scale),
         *_legend(shown, bool(goals)),
     ]
     for goal in goals:
         x, y = scale.place(goal)
-        parts.append(f'<path class="goal" stroke-width="2" d="M{x - 6} {y}h12M{x} {y - 6}v12"/>')
+        parts.append(f'<path class="goal" d="M{x - 6} {y}h12M{x} {y - 6}v12"/>')
     for number, one in enumerate(shown):
         parts += _drawn(one, number, scale, taken)
     return "\n".join([*parts, "</svg>"]) + "\n"
@@ -114,29 +125,29 @@ def _axes(scale: _Scale) -> list[str]:
 def _legend(shown: Sequence[Series], goals: bool) -> list[str]:
     parts, x = [], float(LEFT)
     for number, one in enumerate(shown):
-        parts.append(f'<g class="s{number}"><path class="dot" d="{_dot(x + 5, 30)}"/>')
-        parts.append(f'<text x="{x + 16}" y="34">{escape(one.label)}</text></g>')
+        parts.append(f'<path class="dot{number}" d="{_dot(x + 5, 30)}"/>')
+        parts.append(f'<text x="{x + 16}" y="34">{escape(one.label)}</text>')
         x += 40 + LETTER * len(one.label)
     if goals:
-        parts.append(f'<path class="goal" stroke-width="2" d="M{x} 30h12M{x + 6} 24v12"/>')
+        parts.append(f'<path class="goal" d="M{x} 30h12M{x + 6} 24v12"/>')
         parts.append(f'<text x="{x + 18}" y="34">goal</text>')
     return parts
 
 
 def _drawn(one: Series, number: int, scale: _Scale, taken: list[tuple[float, float, float, float]]) -> list[str]:
     points = sorted(one.points, key=lambda point: point.size)
-    parts = [f'<g class="s{number}">']
+    parts = []
     if one.joined and len(points) > 1:
         path = "L".join("{} {}".format(*scale.place(point)) for point in points)
-        parts.append(f'<path class="line" d="M{path}"/>')
+        parts.append(f'<path class="line{number}" fill="none" stroke-width="1.6" d="M{path}"/>')
     for point in points:
         x, y = scale.place(point)
         tip = f"{one.label} {point.label}: {point.size / 1e6:.1f} MB, {point.divergence:.4f}"
-        parts.append(f'<path class="dot" d="{_dot(x, y)}"><title>{escape(tip)}</title></path>')
+        parts.append(f'<path class="dot{number}" d="{_dot(x, y)}"><title>{escape(tip)}</title></path>')
         if point.label:
             left, base = _free_place(x, y, LETTER * len(point.label), taken)
-            parts.append(f'<text class="name" x="{left:.1f}" y="{base:.1f}">{escape(point.label)}</text>')
-    return [*parts, "</g>"]
+            parts.append(f'<text class="name{number}" x="{left:.1f}" y="{base:.1f}">{escape(point.label)}</text>')
+    return parts
 
 
 def _dot(x: float, y: float) -> str:
