@@ -5,9 +5,9 @@ With G = X^T X, the Hessian of ||X W^T - X V^T||^2 up to a factor, and H = G + d
     H^-1 = U^T U, U upper triangular (step 3)        column i:  E_i = (W_i - quant(W_i)) / U_ii
                                                                 W_j -= E_i U_ij for all j > i
 
-Columns are handled in blocks (step 2): inside one, every column is updated at once; behind it, all of a block's errors
-in one matrix product. U comes from one factorization: H read from its last corner is L L^T, so that H = R R^T with R
-upper triangular, and U = R^-1, which is L^-1 read from its last corner.
+Columns are handled in blocks (step 2): inside one, each column takes the errors of those before it when its turn comes;
+behind it, all of a block's errors are one matrix product. U comes from one factorization: H read from its last corner
+is L L^T, so that H = R R^T with R upper triangular, and U = R^-1, which is L^-1 read from its last corner.
 
 Orders of the columns. "activation" (the paper's authors' act_order) takes the largest diagonal first; scales are then
 fixed beforehand for the groups as they lie in the file ("static groups"), so that no consumer needs an index of groups.
@@ -15,11 +15,12 @@ fixed beforehand for the groups as they lie in the file ("static groups"), so th
 they reach it, from weights that already carry the earlier errors (`dynamic_groups`).
 
 An input channel that calibration never met says nothing: its weights are rounded to nearest. (The authors' code makes
-them zero, which real text then pays for.) The factorization runs on one thread, whose order of summation is always the
-same, and so are the codes.
+them zero, which real text then pays for.) Everything runs on one thread of torch's, whose order of summation is always
+the same, and so are the codes; rows, which do not know of each other, are shared out in pieces of one size.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -35,6 +36,7 @@ from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor
 Order = Literal["natural", "activation", "groups"]
 
 BLOCK_COLUMNS = 128  # the paper's B
+ROWS = 1024  # in a piece: steps long enough that two threads seldom wait for the interpreter
 DAMPING = 0.01  # the authors' percdamp
 SHRINKS = tuple(1.1 - 0.02 * step for step in range(26))
 """Of the ranges that the search for scales tries: it is no more than a tenth of the work here."""
@@ -110,25 +112,34 @@ def quantize_rows(
     grid = _Grid.empty(scheme, len(sizes), weights) if start is None else _Grid.of(start, weights.device)
     group_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[columns.cpu()].tolist()
     codes = torch.empty_like(weights)
-    codes[:, columns] = _choose(weights.T[columns].contiguous(), factor, grid, group_of).T
+
+    def choose(rows: slice) -> None:
+        w = weights[rows].T[columns].contiguous()
+        codes[rows, columns] = _choose(w, factor, grid.of_rows(rows), group_of).T
+
+    with _one_thread() as threads, ThreadPoolExecutor(threads) as pool:
+        pieces = range(0, len(weights), len(weights) if weights.is_cuda else ROWS)
+        list(pool.map(choose, (slice(first, first + pieces.step) for first in pieces)))
     return grid.tensor(_array(codes), start)
 
 
 def _choose(w: torch.Tensor, factor: Factor, grid: "_Grid", group_of: list[int]) -> torch.Tensor:
-    """Codes [K, N] of the weights `w` [K, N], which are overwritten; a column of the matrix is a row here."""
+    """Codes [K, n] of the weights `w` [K, n] of n rows, which are overwritten; a column of the matrix is a row here."""
     codes, importance = torch.empty_like(w), factor.diagonal[factor.columns]
     for first, last in _blocks(group_of, whole_groups=grid.is_dynamic):
-        errors = torch.empty_like(w[first:last])
+        errors, since = torch.empty_like(w[first:last]), 0
         within, behind = factor.block(first, last)
         pivots = within.diagonal().tolist()
         for i in range(first, last):
             group, at = group_of[i], i - first
             if grid.is_dynamic and (i == 0 or group_of[i - 1] != group):
                 stop = i + group_of.count(group)
+                w[i:stop].addmm_(within[:at, at : stop - first].T, errors[:at], alpha=-1)
                 grid.find(group, w[i:stop], importance[i:stop])
+                since = at
+            w[i].addmv_(errors[since:at].T, within[since:at, at], alpha=-1)
             codes[i], rounded = grid.nearest(w[i], group)
             errors[at] = (w[i] - rounded) / pivots[at]
-            w[i + 1 : last].addr_(within[at, at + 1 :], errors[at], alpha=-1)
         w[last:].addmm_(behind.T, errors, alpha=-1)
     return codes
 
@@ -229,6 +240,10 @@ class _Grid:
         zeros = np.zeros_like(scales) if start.zero_points is None else start.zero_points.astype(np.float32)
         there = [torch.from_numpy(np.ascontiguousarray(array.T)).to(device) for array in (scales, zeros)]
         return cls(scheme=start.scheme, scales=there[0], zeros=there[1], is_dynamic=False)
+
+    def of_rows(self, rows: slice) -> "_Grid":
+        """The same numbers in memory, of some rows."""
+        return replace(self, scales=self.scales[:, rows], zeros=self.zeros[:, rows])
 
     @classmethod
     def empty(cls, scheme: QuantizationScheme, groups: int, weights: torch.Tensor) -> "_Grid":
