@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Literal
 from edgeforge import backends
 from edgeforge import bundle as bundles
 from edgeforge.errors import MissingDependency, OutOfResources, UsageError
-from edgeforge.hardware import Target, profile_to_json, target_to_json
+from edgeforge.hardware import Target, profile_to_json, target_to_json, with_algorithm
 from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
-from edgeforge.pipeline import device, records, scales_file
-from edgeforge.pipeline.calibration import check_source, load_or_measure, part_of
+from edgeforge.pipeline import calibrated, device, records, scales_file
+from edgeforge.pipeline.calibration import check_source, is_text, load_or_measure, part_of
 from edgeforge.pipeline.walk import Consumer, available_cores, walk
 from edgeforge.planning import BuildPlan, apply_overrides, make_plan
 from edgeforge.quantization.calibration import EMPTY, Calibration
@@ -53,7 +53,8 @@ Exporter = Literal["edgeforge", "optimum"]
 class BuildOptions:
     """What to build. `chunks`: pieces of 512 tokens that the closing validation scores. `calibration`: a text or a file
     of scales for what is scaled ahead; None takes the built-in text, "none" leaves it to the engine where that can.
-    `save_calibration`: a file for the scales that were used. `trtllm_python`, `trtllm_command`: the environment whose
+    `save_calibration`: a file for the scales that were used. `device`: where algorithms that read text run the model.
+    `trtllm_python`, `trtllm_command`: the environment whose
     trtllm-build makes the engine, by its Python or by a container command; None takes one from the PATH.
     """
 
@@ -67,6 +68,7 @@ class BuildOptions:
     chunks: int = 8
     calibration: Path | Literal["none"] | None = None
     save_calibration: Path | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
     trtllm_python: Path | None = None
     trtllm_command: str | None = None
 
@@ -75,13 +77,15 @@ class BuildOptions:
 class Prepared:
     """Everything that can be known before a weight is read, and then what calibration found for the plan.
 
-    `builder` is None where no engine is built: none is wanted, or the device has to do it.
+    `builder` is None where no engine is built: none is wanted, or the device has to do it. `learned`: the codes, where
+    they were chosen on text.
     """
 
     plan: BuildPlan
     checkpoint: Checkpoint
     builder: "Builder | None" = None
     calibration: Calibration = EMPTY
+    learned: calibrated.Learned | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,10 +126,12 @@ def prepare_all(options: Sequence[BuildOptions]) -> tuple[Prepared, ...]:
     builders = [_find_builder(each, options) for each in options]
     checkpoint = open_checkpoint(first.model, revision=first.revision)
     grids = {name: grid for name in checkpoint.names if (grid := checkpoint.tensor(name).grid) is not None}
-    plans = [make_plan(checkpoint.architecture, each.target, stored=grids) for each in options]
+    targets = [with_algorithm(each.target, has_text=is_text(each.calibration)) for each in options]
+    plans = [make_plan(checkpoint.architecture, target, stored=grids) for target in targets]
     for plan in plans:
         backends.load(plan.target.backend).check(plan)
     source = None if first.calibration == "none" else first.calibration
+    calibrated.check(plans, first.device)
     check_source(plans, source, wanted=first.calibration != "none", save=first.save_calibration)
     checkpoint.tokenizer  # noqa: B018 - reading it checks it, before the work
     return tuple(
@@ -178,13 +184,16 @@ def build_all(options: Sequence[BuildOptions], *, progress: Progress, log: Log =
     _check_disk(options, prepared)
     with ExitStack() as stack:
         stagings = [stack.enter_context(bundles.staging_directory(each.out)) for each in options]
-        calibration = _calibrate(options[0], prepared, progress)
-        prepared = tuple(replace(ready, calibration=part_of(calibration, ready.plan)) for ready in prepared)
+        prepared = _calibrate(options[0], prepared, progress, log)
         _write_weights(options, prepared, stagings, progress)
-        return tuple(
+        results = tuple(
             _complete(each, ready, staging, started, progress, log)
             for each, ready, staging in zip(options, prepared, stagings, strict=True)
         )
+    for ready in prepared:
+        if ready.learned is not None:
+            ready.learned.discard()
+    return results
 
 
 def _complete(
@@ -222,16 +231,35 @@ def _check_disk(options: Sequence[BuildOptions], prepared: Sequence[Prepared]) -
             )
 
 
-def _calibrate(options: BuildOptions, prepared: Sequence[Prepared], progress: Progress) -> Calibration:
+def _calibrate(
+    options: BuildOptions, prepared: Sequence[Prepared], progress: Progress, log: Log
+) -> tuple[Prepared, ...]:
     """One pass of calibration text for all targets that need it, or what a file of scales says."""
+    learned = _learn(options, prepared[0], progress, log) if prepared[0].plan.reads_text else None
+    calibration = _scales(options, prepared, progress) if learned is None else learned.calibration
+    if options.save_calibration is not None and calibration is not EMPTY:
+        scales_file.save(calibration, options.save_calibration, fingerprint=prepared[0].checkpoint.fingerprint)
+    return tuple(replace(ready, calibration=part_of(calibration, ready.plan), learned=learned) for ready in prepared)
+
+
+def _scales(options: BuildOptions, prepared: Sequence[Prepared], progress: Progress) -> Calibration:
     measured = any(ready.plan.calibrates for ready in prepared)
     if options.calibration == "none" or not (measured or options.calibration):
         return EMPTY
-    checkpoint = prepared[0].checkpoint
-    calibration = load_or_measure(checkpoint, options.calibration, progress=partial(progress, "calibrate"))
-    if options.save_calibration is not None:
-        scales_file.save(calibration, options.save_calibration, fingerprint=checkpoint.fingerprint)
-    return calibration
+    return load_or_measure(prepared[0].checkpoint, options.calibration, progress=partial(progress, "calibrate"))
+
+
+def _learn(options: BuildOptions, prepared: Prepared, progress: Progress, log: Log) -> calibrated.Learned:
+    return calibrated.learn(
+        prepared.checkpoint,
+        prepared.plan,
+        options.calibration if isinstance(options.calibration, Path) else None,
+        options.out,
+        device=options.device,
+        threads=options.threads or available_cores(),
+        progress=partial(progress, "calibrate"),
+        log=log,
+    )
 
 
 def _write_weights(
@@ -243,7 +271,7 @@ def _write_weights(
     """Fill every staging/model with the tokenizer and the weights, in one walk over the checkpoint."""
     checkpoint = prepared[0].checkpoint
     with ExitStack() as stack:
-        consumers = []
+        consumers, learned_names = [], tuple[str, ...]()
         for each, ready, staging in zip(options, prepared, stagings, strict=True):
             folder = staging / "model"
             folder.mkdir()
@@ -253,17 +281,20 @@ def _write_weights(
                 continue
             sink = backends.load(ready.plan.target.backend).sink(ready.plan, ready.calibration, folder)
             put, scales = stack.enter_context(sink).put, ready.calibration.pre_quant_scales
+            if ready.learned is not None:
+                ready.learned.put_all(put)
+                learned_names = ready.learned.quantized.names
             consumers.append(
                 Consumer(
                     schemes=ready.plan.schemes,
                     put=put,
                     pre_quant_scales=scales,
-                    algorithm="search" if ready.plan.target.algorithm == "search" else "rtn",
+                    algorithm="rtn" if ready.plan.target.algorithm == "rtn" else "search",
                 )
             )
         if consumers:
             threads = options[0].threads or available_cores()
-            walk(checkpoint, consumers, threads=threads, progress=partial(progress, "quantize"))
+            walk(checkpoint, consumers, threads=threads, progress=partial(progress, "quantize"), skip=learned_names)
 
 
 def _write_model(options: BuildOptions, prepared: Prepared, staging: Path, progress: Progress, log: Log) -> _Model:
@@ -284,7 +315,9 @@ def _write_model(options: BuildOptions, prepared: Prepared, staging: Path, progr
     return _Model(
         record=records.model_record(plan, checkpoint, backend=plan.target.backend, files=files),
         requirements=records.requirements(needs),
-        determinism=records.determinism(prepared.calibration, has_engine=prepared.builder is not None),
+        determinism=records.determinism(
+            prepared.calibration, reads_text=plan.reads_text, has_engine=prepared.builder is not None
+        ),
         engine=engine,
         digests=digests,
     )
@@ -324,7 +357,9 @@ def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progres
         staging,
         target=target_to_json(plan.target),
         profile=profile_to_json(plan.target.profile),
-        plan=records.plan_record(plan, prepared.calibration),
+        plan=records.plan_record(
+            plan, prepared.calibration, None if prepared.learned is None else prepared.learned.samples
+        ),
         source=records.source_record(checkpoint),
         model=model.record,
         requirements=model.requirements,

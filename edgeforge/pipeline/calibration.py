@@ -7,6 +7,7 @@ bundles should have the same bytes wherever they are built.
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +33,17 @@ def check_source(plans: Sequence[BuildPlan], source: Path | None, *, wanted: boo
     Raises UsageError, UnusableInput.
     """
     calibrated = [plan for plan in plans if plan.calibrates]
+    learning = [plan.target.algorithm for plan in plans if plan.reads_text]
     smoothed = _is_scales_file(source) and any(map(_takes_pre_quant_scales, plans))
-    if not (calibrated or smoothed) and (source is not None or save is not None):
+    if not (calibrated or learning or smoothed) and (source is not None or save is not None):
         raise UsageError(
-            "nothing is calibrated: no target has static scales or a quantized KV cache",
-            hint="leave out --calibration and --save-calibration, or use --scheme fp8",
+            "nothing is calibrated: no target has static scales, a quantized KV cache or an algorithm that reads text",
+            hint="leave out --calibration and --save-calibration, or use --algorithm gptq or --scheme fp8",
+        )
+    if learning and (not wanted or _is_scales_file(source)):
+        raise UsageError(
+            f"algorithm {learning[0]} reads text" + (f", and {source} holds scales" if source is not None else ""),
+            hint="give text with --calibration or leave it out for the default set, or use --algorithm search",
         )
     if not wanted:
         if save is not None:
@@ -73,6 +80,11 @@ def _takes_pre_quant_scales(plan: BuildPlan) -> bool:
     """Whether its format has a place for every linear's."""
     target = plan.target
     return target.scheme in ("w4a16", "w4a8") and target.backend in ("modelopt", "tensorrt-llm", "trtllm-engine")
+
+
+def is_text(calibration: Path | Literal["none"] | None) -> bool:
+    """Whether the user gave text (or rows of it) to calibrate on."""
+    return isinstance(calibration, Path) and not _is_scales_file(calibration)
 
 
 def _is_scales_file(source: Path | None) -> bool:

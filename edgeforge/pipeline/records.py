@@ -1,9 +1,11 @@
 """What a bundle says of itself: the manifest's records, from the plan and the checkpoint."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from edgeforge import backends
 from edgeforge.model.checkpoint import Checkpoint
+from edgeforge.pipeline.calibration_source import CalibrationTokens
 from edgeforge.planning import BuildPlan, plan_to_json
 from edgeforge.quantization.calibration import Calibration
 from edgeforge.runtime.manifest import Determinism, GenerationRecord, ModelRecord, Requirements, SourceRecord
@@ -17,6 +19,11 @@ CALIBRATED = Determinism(
     note="the same checkpoint, target, EdgeForge version and scales of activations give the same bytes on any machine; "
     "scales measured on another kind of processor may rarely differ in their last bit (--save-calibration keeps them)",
 )
+LEARNED = Determinism(
+    reproducible=True,
+    note="the same checkpoint, target, calibration text and EdgeForge version give the same bytes on processors of one "
+    "kind, on any number of threads; on others the last bits of a matrix product may choose other codes",
+)
 NOT_REPRODUCIBLE = Determinism(
     reproducible=False, note="the graph is torch's and optimum's, which do not promise the same bytes"
 )
@@ -27,10 +34,12 @@ ENGINE = Determinism(
 )
 
 
-def determinism(calibration: Calibration, *, has_engine: bool) -> Determinism:
+def determinism(calibration: Calibration, *, has_engine: bool, reads_text: bool = False) -> Determinism:
     """Of a bundle that EdgeForge writes itself."""
     if has_engine:
         return ENGINE
+    if reads_text:
+        return LEARNED
     return CALIBRATED if calibration.inputs else REPRODUCIBLE
 
 
@@ -38,12 +47,22 @@ def source_record(checkpoint: Checkpoint) -> SourceRecord:
     return SourceRecord(**asdict(checkpoint.source), fingerprint=checkpoint.fingerprint)
 
 
-def plan_record(plan: BuildPlan, calibration: Calibration) -> dict[str, object]:
-    """The plan, and what its scales of activations were found with; the plan's reader passes over that."""
-    document = plan_to_json(plan)
+def plan_record(
+    plan: BuildPlan,
+    calibration: Calibration,
+    samples: CalibrationTokens | None = None,
+    allocation: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """The plan, and what its codes and scales of activations were found with; the plan's reader passes over that."""
+    document, told = plan_to_json(plan), dict[str, object]()
     if calibration.inputs:
-        document["calibration"] = {"tokens": calibration.tokens, "text_sha256": calibration.text_sha256}
-    return document
+        told |= {"tokens": calibration.tokens, "text_sha256": calibration.text_sha256}
+    if samples is not None:
+        count, length = samples.ids.shape
+        told |= {"samples": count, "length": length, "seed": samples.seed}
+        told |= {"tokens": samples.ids.size, "text_sha256": samples.text_sha256}
+    document |= {"calibration": told} if told else {}
+    return document | ({"allocation": dict(allocation)} if allocation else {})
 
 
 def requirements(needs: backends.Requirements) -> Requirements:

@@ -100,13 +100,17 @@ def walk(
     *,
     threads: int,
     progress: Callable[[int, int], None],
+    skip: Sequence[str] = (),
 ) -> None:
     """Read, quantize and put every piece of the checkpoint, on `threads` workers. The first failure stops them all.
 
-    Tensors without a scheme stay float. `progress(done, total)` counts weights, from the workers.
+    Tensors without a scheme stay float; those in `skip` are left out. `progress(done, total)` counts weights, from the
+    workers.
     """
-    total, done = sum(math.prod(checkpoint.tensor(name).shape) for name in checkpoint.names), 0
-    pieces = _pieces(checkpoint, consumers)
+    left_out = frozenset(skip)
+    names = [name for name in checkpoint.names if name not in left_out]
+    total, done = sum(math.prod(checkpoint.tensor(name).shape) for name in names), 0
+    pieces = _pieces(checkpoint, names, consumers)
     lock, stop = threading.Lock(), threading.Event()
 
     def work() -> None:
@@ -136,7 +140,7 @@ def _announce(checkpoint: Checkpoint, done: Callable[[], int], stop: threading.E
     told = 0
     for name in checkpoint.names:
         tensor = checkpoint.tensor(name)
-        for start, end in _steps(tensor):
+        for start, end in steps(tensor.shape):
             while told - done() > AHEAD_ELEMENTS and not stop.wait(LOOK_AGAIN_S):
                 pass
             if stop.is_set():
@@ -145,18 +149,18 @@ def _announce(checkpoint: Checkpoint, done: Callable[[], int], stop: threading.E
             told += (end - start) * math.prod(tensor.shape[1:])
 
 
-def _pieces(checkpoint: Checkpoint, consumers: Sequence[Consumer]) -> Iterator[_Piece]:
-    """Every tensor in file order; before the first of a block whose magnitude is needed, the block is measured."""
+def _pieces(checkpoint: Checkpoint, wanted: Sequence[str], consumers: Sequence[Consumer]) -> Iterator[_Piece]:
+    """The wanted tensors in file order; before the first of a block whose magnitude is needed, it is measured."""
     blocks: dict[str, Sequence[str]] = {}
     if any(scheme.needs_amax for consumer in consumers for scheme in consumer.schemes.values()):
         for block in fused_blocks(checkpoint.architecture):
             names = [linear.name for linear in block]
             blocks |= dict.fromkeys(names, names)
     measured: dict[str, Mapping[int, _Magnitude]] = {}
-    for name in checkpoint.names:
+    for name in wanted:
         if name in blocks and name not in measured:
             members = [checkpoint.tensor(member) for member in blocks[name]]
-            count = sum(1 for tensor in members for _ in _steps(tensor))
+            count = sum(1 for tensor in members for _ in steps(tensor.shape))
             found = {key: _Magnitude(count) for key in _keys(name, consumers)}
             measured |= dict.fromkeys(blocks[name], found)
             for tensor in members if found else ():
@@ -177,14 +181,15 @@ def _key(consumer: Consumer, name: str) -> int:
     return id(consumer.pre_quant_scales) if name in consumer.pre_quant_scales else 0
 
 
-def _steps(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
-    rows = tensor.shape[0]
-    step = max(1, PIECE_ELEMENTS // math.prod(tensor.shape[1:]) // ROWS_TOGETHER) * ROWS_TOGETHER
+def steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the pieces that a tensor of this shape comes in."""
+    rows = shape[0]
+    step = max(1, PIECE_ELEMENTS // math.prod(shape[1:]) // ROWS_TOGETHER) * ROWS_TOGETHER
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def _cut(tensor: LazyTensor, magnitudes: Mapping[int, _Magnitude], *, measures: bool) -> Iterator[_Piece]:
-    for start, stop in _steps(tensor):
+    for start, stop in steps(tensor.shape):
         yield _Piece(tensor=tensor, start=start, stop=stop, measures=measures, magnitudes=magnitudes)
 
 

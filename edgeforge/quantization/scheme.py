@@ -10,7 +10,7 @@ small floating-point format instead: e4m3 (FP8, arXiv 2209.05433) or e2m1 (NVFP4
 own: `w = codes * scales * tensor_scale`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -82,6 +82,17 @@ class QuantizedTensor:
     zero_points: NDArray[np.int8] | None = None
     offsets: NDArray[np.float32] | None = None
     tensor_scale: np.float32 | None = None
+
+    def rows(self, start: int, stop: int) -> "QuantizedTensor":
+        """Rows `start` to `stop`, not copied."""
+        here = slice(start, stop)
+        return replace(
+            self,
+            codes=self.codes[here],
+            scales=self.scales[here],
+            zero_points=None if self.zero_points is None else self.zero_points[here],
+            offsets=None if self.offsets is None else self.offsets[here],
+        )
 
 
 def effective_group_size(in_features: int, asked: int) -> int:

@@ -105,7 +105,7 @@ def test_the_command_line_refuses_before_the_work(
         (3, "are needed", (*fp8, "--calibration", short)),
         (2, "needs measured scales", (*fp8, "--kv-cache", "fp8", "--calibration", "none")),
         (2, "cannot be a scales file", (*fp8, "--save-calibration", tmp_path / "scales.txt")),
-        (2, "nothing is calibrated", ("--target", "cpu", *fp8[4:], "--calibration", short)),
+        (2, "nothing is calibrated", ("--target", "cpu", "--scheme", "w8a16", *fp8[4:], "--calibration", short)),
     ]
     for code, says, argv in refusals:
         assert run(*argv) == code, says

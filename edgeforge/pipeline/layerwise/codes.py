@@ -59,7 +59,7 @@ def quantize_block(
     found = joined(pieces)
     parts, start = {}, 0
     for name, matrix in weights.items():
-        parts[name] = _rows(found, start, start + len(matrix))
+        parts[name] = found.rows(start, start + len(matrix))
         start += len(matrix)
     return parts
 
@@ -112,12 +112,6 @@ def joined(pieces: list[QuantizedTensor]) -> QuantizedTensor:
         scales=np.concatenate([piece.scales for piece in pieces]),
         zero_points=np.concatenate(zero_points) if zero_points else None,
     )
-
-
-def _rows(tensor: QuantizedTensor, start: int, stop: int) -> QuantizedTensor:
-    here = slice(start, stop)
-    zeros = None if tensor.zero_points is None else tensor.zero_points[here]
-    return replace(tensor, codes=tensor.codes[here], scales=tensor.scales[here], zero_points=zeros)
 
 
 def _array(tensor: torch.Tensor) -> Floats:
