@@ -12,6 +12,7 @@ from edgeforge.cli import options
 if TYPE_CHECKING:
     from edgeforge.hardware import Target
     from edgeforge.pipeline import BuildResult
+    from edgeforge.pipeline.budget import Budget
     from edgeforge.planning import BuildPlan
 
 
@@ -35,10 +36,30 @@ if TYPE_CHECKING:
 )
 @options.target_changes
 @click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --scheme auto: the least divergence in a weights file of at most N bytes.",
+)
+@click.option(
+    "--max-divergence",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="D",
+    help="With --scheme auto: the smallest weights file with a predicted KL divergence of at most D.",
+)
+@click.option(
     "--calibration",
     metavar="FILE",
-    help="What static scales of activations and the KV cache come from: text, JSON Lines, or a scales file "
-    "(.safetensors). `none` leaves them to TensorRT-LLM, where it can.  [default: a built-in text]",
+    help="What codes are chosen on, and what static scales of activations and the KV cache come from: text, JSON "
+    "Lines, or a scales file (.safetensors). `none` leaves scales to TensorRT-LLM, where it can.  [default: for codes "
+    "a set that is fetched, for scales a built-in text]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where the model runs on calibration text to choose codes.",
 )
 @click.option(
     "--save-calibration",
@@ -85,7 +106,10 @@ def build(
     revision: str | None,
     out: Path | None,
     changes: options.Changes,
+    max_bytes: int | None,
+    max_divergence: float | None,
     calibration: str | None,
+    device: Literal["cpu", "cuda"],
     save_calibration: Path | None,
     trtllm_python: Path | None,
     trtllm_command: str | None,
@@ -112,13 +136,16 @@ def build(
       edgeforge build --target h100 --target rtx4090 --target jetson-agx-orin-64gb
       edgeforge build --target l40s --backend compressed-tensors --scheme w4a16
       edgeforge build --target h100 --backend trtllm-engine --trtllm-python ~/trtllm-1.2.1/bin/python
+      edgeforge build --target cpu --model ./Llama-3.2-1B-Instruct --algorithm gptq
+      edgeforge build --target cpu --model ./Llama-3.2-1B-Instruct --scheme auto --max-bytes 900000000
       edgeforge build --target cpu --model model.gguf --scheme w8a16 --no-validate --json
     """
     from edgeforge import pipeline
     from edgeforge.cli.output import check_destination, destinations
     from edgeforge.cli.progress import Progress
 
-    resolved = [changes.applied_to(name) for name in targets]
+    budget = _budget(changes, max_bytes, max_divergence, dry_run=dry_run)
+    resolved = [changes.of_scheme(None if budget else changes.scheme).applied_to(name) for name in targets]
     folders = _folders(resolved, model, out, changes)
     asked = [
         pipeline.BuildOptions(
@@ -132,6 +159,8 @@ def build(
             chunks=chunks,
             calibration=_calibration(calibration),
             save_calibration=save_calibration,
+            device=device,
+            budget=budget,
             trtllm_python=trtllm_python,
             trtllm_command=trtllm_command,
         )
@@ -146,6 +175,25 @@ def build(
         asked = [replace(each, out=folder) for each, folder in zip(asked, fresh, strict=True)]
         results = pipeline.build_all(asked, progress=progress, log=progress.log)
     _show_results(results, folders, as_json)
+
+
+def _budget(
+    changes: options.Changes, max_bytes: int | None, max_divergence: float | None, *, dry_run: bool
+) -> "Budget | None":
+    """What --scheme auto has to spend. UsageError where the options do not go together."""
+    from edgeforge.errors import UsageError
+    from edgeforge.pipeline.budget import Budget
+
+    if changes.scheme != "auto":
+        if max_bytes is not None or max_divergence is not None:
+            raise UsageError("--max-bytes and --max-divergence are for --scheme auto", hint="add --scheme auto")
+        return None
+    if dry_run:
+        raise UsageError(
+            "--scheme auto reads the weights and text to choose, which --dry-run does not",
+            hint="leave out --dry-run, or name a scheme",
+        )
+    return Budget(max_bytes=max_bytes, max_divergence=max_divergence)
 
 
 def _calibration(asked: str | None) -> Path | Literal["none"] | None:

@@ -1,7 +1,7 @@
 """Options that several commands share, each declared once. Click checks words, the pipeline checks meaning."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce, wraps
 from typing import TYPE_CHECKING
 
@@ -41,8 +41,8 @@ engine_option = click.option(
 )
 scheme_option = click.option(
     "--scheme",
-    type=click.Choice(["w4a16", "w8a16", "w4a8", "fp8", "fp8-dynamic", "nvfp4", "bf16", "f16", "f32"]),
-    help="How linears are stored.  [default: the target's]",
+    type=click.Choice(["w4a16", "w8a16", "w4a8", "fp8", "fp8-dynamic", "nvfp4", "bf16", "f16", "f32", "auto"]),
+    help="How linears are stored; `build` chooses for each with auto.  [default: the target's]",
 )
 group_size_option = click.option(
     "--group-size", type=int, metavar="N", help="Weights that share a scale: 16, 32, 64, 128 or 256."
@@ -52,8 +52,9 @@ symmetric_option = click.option(
 )
 algorithm_option = click.option(
     "--algorithm",
-    type=click.Choice(["auto", "rtn", "search"]),
-    help="How codes are chosen: rounded to nearest, or under searched scales.  [default: the target's]",
+    type=click.Choice(["auto", "rtn", "search", "gptq", "awq", "awq+gptq"]),
+    help="How codes are chosen: rounded to nearest, under searched scales, or on calibration text.  "
+    "[default: the target's]",
 )
 kv_cache_option = click.option(
     "--kv-cache",
@@ -88,11 +89,19 @@ class Changes:
     tensor_parallel: int | None
     pipeline_parallel: int | None
 
+    def of_scheme(self, scheme: str | None) -> "Changes":
+        return replace(self, scheme=scheme)
+
     def applied_to(self, name: str) -> "Target":
         """The target called `name` with these changes. Raises UsageError, UnusableInput."""
+        from edgeforge.errors import UsageError
         from edgeforge.hardware import load_target
         from edgeforge.planning import apply_overrides
 
+        if self.scheme == "auto":
+            raise UsageError(
+                "--scheme auto chooses by the weights, which only `edgeforge build` reads", hint="name a scheme"
+            )
         return apply_overrides(
             load_target(name),
             backend=self.backend,

@@ -14,6 +14,7 @@ REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0
 SAYS = {
     "fetch": "Fetching",
+    "allocate": "Weighing options",
     "calibrate": "Calibrating",
     "quantize": "Quantizing",
     "engine": "Compiling",

@@ -10,6 +10,8 @@ from edgeforge.cli.text import bytes_text, fields, plus_minus
 from edgeforge.errors import GateFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from edgeforge.pipeline import BuildResult
     from edgeforge.planning import BuildPlan
     from edgeforge.quantization.scheme import QuantizationScheme
@@ -25,6 +27,7 @@ def build_text(result: "BuildResult", out: Path) -> str:
         ("size", f"{bytes_text(result.size_bytes)}, built in {result.seconds:.1f} s"),
         *plan_fields(result.plan),
     ]
+    pairs[4:4] = allocation_fields(result.manifest.plan)
     validation = result.validation
     if validation is None:
         pairs.append(("validation", "skipped"))
@@ -76,6 +79,23 @@ def scheme_text(scheme: "QuantizationScheme") -> str:
     if scheme.granularity != "group":
         return f"{scheme.name} per {scheme.granularity}"
     return scheme.name if scheme.group_size is None else f"{scheme.name} in groups of {scheme.group_size}"
+
+
+def allocation_fields(plan: "Mapping[str, object]") -> list[tuple[str, str]]:
+    """What a budget was spent on, as the manifest's plan tells it; nothing where there was none."""
+    spent = plan.get("allocation")
+    if not isinstance(spent, dict):
+        return []
+    limit = f"{spent['max_bytes']:,} bytes" if "max_bytes" in spent else f"a divergence of {spent['max_divergence']:g}"
+    tensors = ", ".join(f"{count} {key}" for key, count in spent["tensors"].items())
+    return [
+        (
+            "budget",
+            f"{limit}: weights of {spent['weights_bytes']:,} bytes, predicted to diverge by "
+            f"{spent['predicted_divergence']:.2g} when rounded",
+        ),
+        ("tensors", fill(tensors, width=90)),
+    ]
 
 
 ALGORITHM_TEXTS = {
@@ -165,6 +185,7 @@ def build_document(result: "BuildResult", out: Path) -> dict[str, object]:
         "target": result.plan.target.name,
         "source": asdict(result.manifest.source),
         "plan": plan_document(result.plan),
+        "allocation": result.manifest.plan.get("allocation"),
         "validation": None if validation is None else report_to_json(validation),
         "verdict": None if validation is None else validation.verdict,
     }

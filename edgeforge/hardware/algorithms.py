@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from edgeforge.hardware.types import Target
 
 AUTO = "auto"
+INTEGERS = ("w4a16", "w8a16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,16 +19,21 @@ class AlgorithmFacts:
 
 ALGORITHMS: Mapping[str, AlgorithmFacts] = {
     "rtn": AlgorithmFacts(schemes=None),
-    "search": AlgorithmFacts(schemes=("w4a16", "w8a16")),
+    "search": AlgorithmFacts(schemes=INTEGERS),
+    "gptq": AlgorithmFacts(schemes=(*INTEGERS, "w4a8", "fp8", "fp8-dynamic", "nvfp4"), reads_text=True),
+    "awq": AlgorithmFacts(schemes=INTEGERS, reads_text=True),
+    "awq+gptq": AlgorithmFacts(schemes=INTEGERS, reads_text=True),
 }
+BEST_WITH_TEXT: Mapping[str, str] = {"w4a16": "gptq"}
+"""By scheme; with more bits, what text can still bring is lost in what the activations lose."""
 
 
 def with_algorithm(target: Target, *, has_text: bool = False) -> Target:
     """The target with `auto` made a word of ALGORITHMS. `has_text`: whether the user gave text to calibrate on."""
     if target.algorithm != AUTO:
         return target
-    searchable = ALGORITHMS["search"].schemes or ()
-    return replace(target, algorithm="search" if target.scheme in searchable else "rtn")
+    known = BEST_WITH_TEXT.get(target.scheme) if has_text else None
+    return replace(target, algorithm=known or ("search" if target.scheme in INTEGERS else "rtn"))
 
 
 def reads_text(algorithm: str) -> bool:
@@ -46,6 +52,6 @@ def algorithm_conflict(target: Target) -> tuple[str, str] | None:
         return None
     able = [name for name, facts in ALGORITHMS.items() if facts.schemes is None or target.scheme in facts.schemes]
     return "algorithm", (
-        f"algorithm {target.algorithm} makes {' and '.join(schemes)}, not scheme {target.scheme}; "
+        f"algorithm {target.algorithm} makes {', '.join(schemes[:-1])} and {schemes[-1]}, not scheme {target.scheme}; "
         f"use --algorithm {' or '.join(able)}"
     )

@@ -20,6 +20,7 @@ from edgeforge import bundle as bundles
 from edgeforge.errors import MissingDependency, OutOfResources, UsageError
 from edgeforge.hardware import Target, profile_to_json, target_to_json, with_algorithm
 from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
+from edgeforge.pipeline import budget as budgeting
 from edgeforge.pipeline import calibrated, device, records, scales_file
 from edgeforge.pipeline.calibration import check_source, is_text, load_or_measure, part_of
 from edgeforge.pipeline.walk import Consumer, available_cores, walk
@@ -54,6 +55,7 @@ class BuildOptions:
     """What to build. `chunks`: pieces of 512 tokens that the closing validation scores. `calibration`: a text or a file
     of scales for what is scaled ahead; None takes the built-in text, "none" leaves it to the engine where that can.
     `save_calibration`: a file for the scales that were used. `device`: where algorithms that read text run the model.
+    `budget`: what the schemes of the linears are chosen under, instead of the target's.
     `trtllm_python`, `trtllm_command`: the environment whose
     trtllm-build makes the engine, by its Python or by a container command; None takes one from the PATH.
     """
@@ -69,6 +71,7 @@ class BuildOptions:
     calibration: Path | Literal["none"] | None = None
     save_calibration: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    budget: budgeting.Budget | None = None
     trtllm_python: Path | None = None
     trtllm_command: str | None = None
 
@@ -78,7 +81,7 @@ class Prepared:
     """Everything that can be known before a weight is read, and then what calibration found for the plan.
 
     `builder` is None where no engine is built: none is wanted, or the device has to do it. `learned`: the codes, where
-    they were chosen on text.
+    they were chosen on text. `spent`: what a budget bought.
     """
 
     plan: BuildPlan
@@ -86,6 +89,7 @@ class Prepared:
     builder: "Builder | None" = None
     calibration: Calibration = EMPTY
     learned: calibrated.Learned | None = None
+    spent: budgeting.Spent | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +130,14 @@ def prepare_all(options: Sequence[BuildOptions]) -> tuple[Prepared, ...]:
     builders = [_find_builder(each, options) for each in options]
     checkpoint = open_checkpoint(first.model, revision=first.revision)
     grids = {name: grid for name in checkpoint.names if (grid := checkpoint.tensor(name).grid) is not None}
-    targets = [with_algorithm(each.target, has_text=is_text(each.calibration)) for each in options]
+    targets = [
+        with_algorithm(each.target, has_text=is_text(each.calibration) or each.budget is not None) for each in options
+    ]
     plans = [make_plan(checkpoint.architecture, target, stored=grids) for target in targets]
     for plan in plans:
         backends.load(plan.target.backend).check(plan)
     source = None if first.calibration == "none" else first.calibration
+    budgeting.check(plans, first.budget)
     calibrated.check(plans, first.device)
     check_source(plans, source, wanted=first.calibration != "none", save=first.save_calibration)
     checkpoint.tokenizer  # noqa: B018 - reading it checks it, before the work
@@ -184,6 +191,7 @@ def build_all(options: Sequence[BuildOptions], *, progress: Progress, log: Log =
     _check_disk(options, prepared)
     with ExitStack() as stack:
         stagings = [stack.enter_context(bundles.staging_directory(each.out)) for each in options]
+        prepared = _allocate(options[0], prepared, progress, log)
         prepared = _calibrate(options[0], prepared, progress, log)
         _write_weights(options, prepared, stagings, progress)
         results = tuple(
@@ -229,6 +237,26 @@ def _check_disk(options: Sequence[BuildOptions], prepared: Sequence[Prepared]) -
                 f"{what} {size / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB free",
                 hint="free some space, or choose a folder on another disk with --out",
             )
+
+
+def _allocate(
+    options: BuildOptions, prepared: Sequence[Prepared], progress: Progress, log: Log
+) -> tuple[Prepared, ...]:
+    """The plan's schemes, where a budget chooses them."""
+    if options.budget is None:
+        return tuple(prepared)
+    spent = budgeting.spend_on(
+        prepared[0].checkpoint,
+        prepared[0].plan,
+        options.budget,
+        options.calibration if isinstance(options.calibration, Path) else None,
+        options.out,
+        device=options.device,
+        threads=options.threads or available_cores(),
+        progress=partial(progress, "allocate"),
+        log=log,
+    )
+    return (replace(prepared[0], plan=spent.plan, spent=spent),)
 
 
 def _calibrate(
@@ -358,7 +386,10 @@ def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progres
         target=target_to_json(plan.target),
         profile=profile_to_json(plan.target.profile),
         plan=records.plan_record(
-            plan, prepared.calibration, None if prepared.learned is None else prepared.learned.samples
+            plan,
+            prepared.calibration,
+            None if prepared.learned is None else prepared.learned.samples,
+            None if prepared.spent is None else prepared.spent.document(),
         ),
         source=records.source_record(checkpoint),
         model=model.record,

@@ -27,6 +27,14 @@ def test_auto_is_searched_scales_for_integers_and_rounding_for_all_else(target) 
     assert with_algorithm(target).algorithm == ("search" if target.scheme in ("w4a16", "w8a16") else "rtn")
 
 
+def test_text_makes_four_bits_better_than_searched() -> None:
+    target = load_target("cpu")
+    assert with_algorithm(target, has_text=True).algorithm == "gptq"
+    assert with_algorithm(replace(target, algorithm="rtn"), has_text=True).algorithm == "rtn"
+    assert with_algorithm(replace(target, scheme="w8a16"), has_text=True).algorithm == "search"
+    assert with_algorithm(load_target("h100"), has_text=True).algorithm == "rtn"
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_auto_is_never_a_conflict(target) -> None:  # type: ignore[no-untyped-def]
     assert find_conflict(with_algorithm(target)) is None
@@ -54,8 +62,15 @@ def test_a_manifest_from_before_there_was_a_choice_is_read() -> None:
 @pytest.mark.parametrize(
     ("name", "scheme", "algorithm", "sentence"),
     [
-        ("cpu", "w4a16", "gtpq", "algorithm 'gtpq' is unknown; use auto or rtn or search"),
-        ("h100", "fp8", "search", "algorithm search makes w4a16 and w8a16, not scheme fp8; use --algorithm rtn"),
+        ("cpu", "w4a16", "gtpq", "algorithm 'gtpq' is unknown; use auto or rtn or search or gptq or awq or awq+gptq"),
+        (
+            "h100",
+            "fp8",
+            "search",
+            "algorithm search makes w4a16 and w8a16, not scheme fp8; use --algorithm rtn or gptq",
+        ),
+        ("h100", "fp8", "awq+gptq", "not scheme fp8; use --algorithm rtn or gptq"),
+        ("h100", "bf16", "gptq", "not scheme bf16; use --algorithm rtn"),
         ("h100", "bf16", "search", "not scheme bf16; use --algorithm rtn"),
     ],
 )
