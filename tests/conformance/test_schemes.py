@@ -85,7 +85,7 @@ def test_more_bits_smaller_groups_and_zero_points_each_bring_it_closer(divergenc
         ("f32", "w8"),
         ("w8", "w4 g32"),
         ("w4 g32", "w4 g64"),
-        ("w4 g64", "w4 g128"),
+        ("w4 g32", "w4 g128"),  # most of its rows have groups of 64 in both
         ("w4 g32 asymmetric", "w4 g64 asymmetric"),
         ("w4 g32 asymmetric", "w4 g32"),
         ("w4 g128 asymmetric", "w4 g128"),
