@@ -66,7 +66,7 @@ class Device:
     def run(self, *arguments: str, shell: str = "sh", **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {
             **os.environ,
-            "PATH": f"{self.root / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{self.root / 'bin'}{os.pathsep}{elsewhere()}",
             "CALLS": str(self.root / "calls"),
             "EDGEFORGE_MEMINFO": str(self.root / "meminfo"),
             "EDGEFORGE_DEVICE_TREE": str(self.root / "compatible"),
@@ -75,6 +75,12 @@ class Device:
         }
         command = [shell, str(self.bundle / on_device.SCRIPT), *arguments]
         return subprocess.run(command, env=environment, cwd=self.root, capture_output=True, text=True, check=False)
+
+
+def elsewhere() -> str:
+    """The PATH without the folder of this Python, which may have the real tools beside it."""
+    own = {str(Path(sys.executable).parent), str(Path(sys.prefix) / "bin")}
+    return os.pathsep.join(folder for folder in os.environ["PATH"].split(os.pathsep) if folder not in own)
 
 
 def bundled(root: Path, plan: BuildPlan, files: Mapping[str, str]) -> Device:
@@ -129,7 +135,7 @@ def server(tmp_path: Path) -> Device:
 
 def with_trtllm(device: Device, version: str = "1.2.1") -> Device:
     folder = install(device.root / f"venv-{version}", version).folder
-    path = f"{folder}{os.pathsep}{device.root / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    path = f"{folder}{os.pathsep}{device.root / 'bin'}{os.pathsep}{elsewhere()}"
     return Device(root=device.root, variables={"PATH": path})
 
 
