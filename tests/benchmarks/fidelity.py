@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "tests"))  # the shuffle lives with the tests
 from big_model import cache_folder  # noqa: E402
 from fidelity_bundles import measure_bundle  # noqa: E402
 from fidelity_document import write_document  # noqa: E402
-from fidelity_items import ITEMS, TEXT, Item  # noqa: E402
+from fidelity_items import F16, ITEMS, TEXT, Item  # noqa: E402
 from fidelity_llama_cpp import LlamaCpp, find_converter_python, find_llama_cpp  # noqa: E402
 from fidelity_records import Record, Records  # noqa: E402
 from fidelity_subjects import Subject, shuffled_demo, stories, stories_calibration_text, write_once  # noqa: E402
@@ -152,7 +152,8 @@ def _measure_ours(session: Session, subject: Subject, item: Item, seed: int) -> 
     text = subject.folder / "calibration.txt"
     if TEXT in item.arguments:
         write_once(text, lambda: stories_calibration_text().encode())
-    arguments = tuple(str(text) if word == TEXT else word for word in item.arguments)
+    files = {TEXT: str(text), F16: str(Path(__file__).with_name("cpu-f16.toml"))}
+    arguments = tuple(files.get(word, word) for word in item.arguments)
     bundle = measure_bundle(subject, arguments, name=item.name, threads=session.threads, alone=item.alone)
     return Record(
         item=item.name,
@@ -165,6 +166,8 @@ def _measure_ours(session: Session, subject: Subject, item: Item, seed: int) -> 
         peak_bytes=bundle.build.peak_bytes,
         as_run=bundle.as_run,
         weights_alone=bundle.weights_alone,
+        prefill=None if bundle.speed is None else bundle.speed.prefill_tokens_per_s,
+        decode=None if bundle.speed is None else bundle.speed.decode_tokens_per_s,
     )
 
 

@@ -25,21 +25,24 @@ from edgeforge.model.forward import untouched
 from edgeforge.planning import plan_from_json
 from edgeforge.runtime.manifest import ENGINE_BACKENDS, MANIFEST_NAME, Manifest, read_manifest
 from edgeforge.validation import stored
+from edgeforge.validation.bench import BenchReport, bench
 from edgeforge.validation.compare import ForwardLogits
 from edgeforge.validation.statistics import Summary
 
 WEIGHT_FILES = (".onnx.data", ".safetensors")
+SPEED_REPEATS = 3
 FLOAT_ACTIVATIONS = 1  # MatMulNBits accuracy_level 1: float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What a bundle cost and how it answers. `weight_bytes`: of the files that hold weights."""
+    """What a bundle cost, how it answers and how fast. `weight_bytes`: of the files that hold weights."""
 
     weight_bytes: int
     build: Child
     as_run: Summary
     weights_alone: Summary | None
+    speed: BenchReport | None
 
 
 def measure_bundle(
@@ -56,12 +59,14 @@ def measure_bundle(
     child = run_child(command, log=subject.folder / "logs" / f"{name}.log", threads=threads)
     manifest = read_manifest(bundle)
     measure = _stored if manifest.model.backend in ENGINE_BACKENDS else _onnx
-    as_run = measure(bundle, manifest, subject, threads)
+    # The speed first: the processor is as warm as the build left it, for all bundles alike.
+    speed = None if measure is _stored else bench(bundle, repeats=SPEED_REPEATS, threads=threads)
     measured = Measured(
         weight_bytes=sum(record.size for file, record in manifest.files.items() if file.endswith(WEIGHT_FILES)),
         build=child,
-        as_run=as_run,
+        as_run=measure(bundle, manifest, subject, threads),
         weights_alone=measure(bundle, manifest, subject, threads, alone=True) if alone else None,
+        speed=speed,
     )
     shutil.rmtree(bundle)
     return measured

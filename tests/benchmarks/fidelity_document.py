@@ -78,7 +78,7 @@ def _plot(found: Found) -> str:
 
 def _sizes(found: Found) -> str:
     header = ["size at most", "bytes", "divergence as run", "each seed", "weights alone", "perplexity"]
-    header += ["same top token", "llama.cpp there", "goal", ""]
+    header += ["same top token", "prefill / decode tok/s", "llama.cpp there", "goal", ""]
     rows = [row for size in SIZES if (row := _size_row(size, found)) is not None]
     return _section("## At four sizes", header, rows)
 
@@ -102,6 +102,7 @@ def _size_row(size: Size, found: Found) -> tuple[str, ...] | None:
         _figure(ours.divergence_alone),
         f"{ours.perplexity:.2f}",
         f"{ours.same_top:.1%}",
+        ours.speed,
         label if rival is None else f"{label} {rival.divergence:.4f}",
         f"{size.goal:g}",
         verdict,
@@ -113,40 +114,43 @@ def _tables(found: Found) -> Iterator[str]:
     yield _table("## llama.cpp's types", RIVALS, found)
     yield _table("## Without data: round-to-nearest, every linear stored alike", by_algorithm["rtn"], found)
     yield _table("## Without data: searched scales", by_algorithm["search"], found)
-    yield _table("## What each part brings: INT4 in groups of 32, symmetric, but for the last rows", ABLATION, found)
+    yield _table(
+        "## What each part brings: INT4 in groups of 32, symmetric, f16 graph",
+        ABLATION,
+        found,
+        seconds=True,
+    )
     yield _table("## FP8 of the linears (10 chunks; engines' rounding imitated in float32)", FP8, found)
     yield _table(
         "## A model that never was quantized: stories260k, INT4\n\nTrue float32 weights, and dimensions that divide by "
         "nothing. Windows of 512 tokens of a TinyStories-style text; calibrated on what follows it.",
         STORIES,
         found,
-        reference=True,
+        against_reference=True,
     )
 
 
-def _table(title: str, items: Sequence[Item], found: Found, *, reference: bool = False) -> str:
-    header = ("", "bytes", "divergence as run", "weights alone", "perplexity", "same top token", "made in")
+def _table(
+    title: str, items: Sequence[Item], found: Found, *, against_reference: bool = False, seconds: bool = False
+) -> str:
+    """`against_reference`: perplexity as a change as well. `seconds`: what the build took, and the bundle's speed."""
     rows = []
     for item in items:
         average = found(item)
         if average is None:
             continue
-        perplexity = f"{average.perplexity:.3f}"
-        if reference:
-            ratio = average.perplexity / average.records[0].as_run.reference_perplexity.value
-            perplexity += f" ({ratio - 1:+.1%})"
-        rows.append(
-            (
-                item.label,
-                f"{average.bytes:,}",
-                f"{average.divergence:.4f} ± {average.standard_error:.4f}",
-                _figure(average.divergence_alone),
-                perplexity,
-                f"{average.same_top:.1%}",
-                f"{average.seconds:.0f} s",
-            )
-        )
-    return _section(title, header, rows)
+        change = average.perplexity / average.records[0].as_run.reference_perplexity.value - 1
+        row = [
+            item.label,
+            f"{average.bytes:,}",
+            f"{average.divergence:.4f} ± {average.standard_error:.4f}",
+            _figure(average.divergence_alone),
+            f"{average.perplexity:.3f}" + (f" ({change:+.1%})" if against_reference else ""),
+            f"{average.same_top:.1%}",
+        ]
+        rows.append([*row, f"{average.seconds:.0f} s", average.speed] if seconds else row)
+    header = ["", "bytes", "divergence as run", "weights alone", "perplexity", "same top token"]
+    return _section(title, [*header, "built in", "prefill / decode tok/s"] if seconds else header, rows)
 
 
 def _figure(divergence: float | None) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 Table = Literal["sizes", "llama.cpp", "rtn", "search", "ablation", "fp8", "stories"]
 
 CPU = ("--target", "cpu")
+F16 = "cpu-f16.toml"  # the target file beside this one: scales in half the bytes
 TEXT = "{calibration}"  # in arguments: a file of calibration text that belongs to the model
 
 
@@ -46,15 +47,20 @@ def _rival(type_name: str, imatrix: str = "") -> Item:
     )
 
 
-def _size(most: int, rival: str, goal: float, *more: str) -> Size:
-    item = Item(
-        name=f"auto-{most / 1e6:.1f}",
-        label=f"at most {most / 1e6:.1f} MB",
-        table="sizes",
-        arguments=(*CPU, "--scheme", "auto", "--max-bytes", str(most), *more),
-        all_seeds=True,
+def _auto(most: int, target: str, algorithm: str, table: Table) -> Item:
+    """Bits, groups and zero points as `most` bytes buy them."""
+    words = {F16: "f16", "cpu": "f32"}[target]
+    return Item(
+        name=f"auto-{most / 1e6:.1f}-{words}-{algorithm}",
+        label=f"allocation within {most / 1e6:.1f} MB, {algorithm}, {words} graph",
+        table=table,
+        arguments=("--target", target, "--scheme", "auto", "--max-bytes", str(most), "--algorithm", algorithm),
+        all_seeds=table == "sizes",
     )
-    return Size(most=most, rival=rival, goal=goal, item=item)
+
+
+def _size(most: int, rival: str, goal: float, target: str, algorithm: str) -> Size:
+    return Size(most=most, rival=rival, goal=goal, item=_auto(most, target, algorithm, "sizes"))
 
 
 def _alike(algorithm: Literal["rtn", "search"], scheme: str, group: int, zero: str) -> Item:
@@ -71,8 +77,7 @@ def _alike(algorithm: Literal["rtn", "search"], scheme: str, group: int, zero: s
 def _step(name: str, label: str, *arguments: str) -> Item:
     """One line of the ablation: the same storage, another way to find the codes."""
     storage = ("--scheme", "w4a16", "--group-size", "32", "--symmetric")
-    arguments = arguments if "--scheme" in arguments else (*storage, *arguments)
-    return Item(name=f"step-{name}", label=label, table="ablation", arguments=(*CPU, *arguments))
+    return Item(name=f"step-{name}", label=label, table="ablation", arguments=("--target", F16, *storage, *arguments))
 
 
 def _fp8(name: str, label: str, *arguments: str) -> Item:
@@ -91,10 +96,10 @@ def _stories(group: int, algorithm: str, *more: str) -> Item:
 
 
 SIZES = (
-    _size(92_000_000, "Q4_0-imatrix", 0.10),
-    _size(105_500_000, "Q4_K_M-imatrix", 0.030),
-    _size(112_200_000, "Q5_K_M", 0.020),
-    _size(144_900_000, "Q8_0", 0.0035),
+    _size(92_000_000, "Q4_0-imatrix", 0.10, F16, "gptq"),
+    _size(105_500_000, "Q4_K_M-imatrix", 0.030, F16, "gptq"),
+    _size(112_200_000, "Q5_K_M", 0.020, F16, "gptq"),
+    _size(144_900_000, "Q8_0", 0.0035, F16, "search"),
 )
 RIVALS = (
     _rival("Q4_0"),
@@ -123,6 +128,8 @@ ABLATION = (
     _step("awq", "AWQ", "--algorithm", "awq"),
     _step("gptq", "GPTQ", "--algorithm", "gptq"),
     _step("awq-gptq", "AWQ + GPTQ", "--algorithm", "awq+gptq"),
+    _auto(92_000_000, F16, "search", "ablation"),
+    _auto(92_000_000, "cpu", "gptq", "ablation"),
 )
 FP8 = (
     _fp8("channel", "per channel, dynamic activations", "--scheme", "fp8-dynamic", "--backend", "compressed-tensors"),

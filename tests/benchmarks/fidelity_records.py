@@ -23,6 +23,8 @@ class Record:
     peak_bytes: int
     as_run: Summary
     weights_alone: Summary | None
+    prefill: float | None = None  # tokens a second
+    decode: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,14 @@ class Average:
     @property
     def seconds(self) -> float:
         return mean(record.seconds for record in self.records)
+
+    @property
+    def speed(self) -> str:
+        """Tokens a second, prefill / decode, of the fastest seed: whatever else ran only slows down."""
+        found = [(record.prefill, record.decode) for record in self.records if record.prefill and record.decode]
+        if not found:
+            return ""
+        return f"{max(prefill for prefill, _ in found):.0f} / {max(decode for _, decode in found):.0f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
