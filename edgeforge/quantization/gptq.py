@@ -65,6 +65,12 @@ class Factor:
         rows = self.inverse[end - last : end - first]
         return rows[:, end - last : end - first].flip(0, 1), rows[:, : end - last].flip(0, 1)
 
+    def solve(self, a: torch.Tensor) -> torch.Tensor:
+        """A H^-1 of A float32 [n, K], the damping included; columns in the file's order."""
+        backwards, answer = self.columns.flip(0), torch.empty_like(a)
+        answer[:, backwards] = a[:, backwards] @ self.inverse.T @ self.inverse
+        return answer
+
 
 def quantize(
     weights: torch.Tensor,

@@ -1,7 +1,7 @@
 """Codes of one block of linears, by a recipe: cut in rows, which are quantized apart: threads share the work."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgeforge.errors import UnusableInput
 from edgeforge.model.checkpoint import Checkpoint
 from edgeforge.pipeline.layerwise.recipe import Recipe
+from edgeforge.pipeline.layerwise.statistics import Statistics
 from edgeforge.pipeline.layerwise.workers import Workers
 from edgeforge.pipeline.walk import lies_on
 from edgeforge.planning import BuildPlan
@@ -32,15 +33,44 @@ def chosen_names(checkpoint: Checkpoint, plan: BuildPlan) -> frozenset[str]:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """D^T X, float32 [M, K], where D is what the original would have beside each row of X, the input here: of the input
+    itself (M = K), or, with `in_outputs`, of what the linear writes to (M = N).
+    """
+
+    product: torch.Tensor
+    in_outputs: bool
+
+    def scaled(self, factors: torch.Tensor) -> "Drift":
+        """With every input multiplied by `factors` [K]."""
+        product = self.product * factors
+        return replace(self, product=product if self.in_outputs else product * factors[:, None])
+
+    def of_rows(self, w: torch.Tensor, start: int) -> torch.Tensor:
+        """What rows `w` [n, K] from `start` on lack in their outputs, times X: [n, K]."""
+        return self.product[start : start + len(w)] if self.in_outputs else w @ self.product
+
+
+def drift_of(block: str, statistics: Statistics) -> Drift | None:
+    """None where it was not measured."""
+    if not len(statistics.drift):
+        return None
+    return Drift(product=statistics.drift, in_outputs=block in ("o", "down"))
+
+
 def quantize_block(
     weights: Mapping[str, torch.Tensor],
     gram: torch.Tensor,
+    drift: Drift | None,
     scheme: QuantizationScheme,
     recipe: Recipe,
     team: Workers,
     log: Callable[[str], None],
 ) -> dict[str, QuantizedTensor]:
     """Linears float32 [N, K] with one input, whose Gram matrix is `gram` [K, K], and one scheme; by their names.
+
+    `drift`: what gptq's weights also have to make up for.
 
     UnusableInput, naming the linears, where the Hessian stays singular or a scale does not fit its type.
     """
@@ -51,9 +81,14 @@ def quantize_block(
     try:
         factor = _factor(where, gram, scheme, recipe, log) if recipe.compensates else None
         starts = range(0, len(whole), ROWS)
-        pieces = team.map(
-            lambda start: _quantize_rows(whole[start : start + ROWS], gram, factor, scheme, recipe, amax), starts
-        )
+
+        def piece(start: int) -> QuantizedTensor:
+            w = whole[start : start + ROWS]
+            if factor is not None and drift is not None:
+                w = w + factor.solve(drift.of_rows(w, start))
+            return _quantize_rows(w, gram, factor, scheme, recipe, amax)
+
+        pieces = team.map(piece, starts)
     except ValueError as error:
         raise UnusableInput(f"{where}: {error}", hint="build with --algorithm rtn, or another scheme") from None
     found = joined(pieces)

@@ -9,8 +9,9 @@ import torch
 from edgeforge import __version__
 from edgeforge.model.checkpoint import Checkpoint
 from edgeforge.pipeline.calibration_source import CalibrationTokens
-from edgeforge.pipeline.layerwise.decoder import shapes
+from edgeforge.pipeline.layerwise.decoder import Matrices, shapes
 from edgeforge.pipeline.layerwise.hidden import HiddenStates
+from edgeforge.pipeline.layerwise.layer import Stream, run_layer
 from edgeforge.pipeline.layerwise.passes import (
     BLOCKS,
     Pass,
@@ -19,11 +20,10 @@ from edgeforge.pipeline.layerwise.passes import (
     load_layer,
     names_of,
     resources_told,
-    run_layer,
     start_states,
     steps_of,
 )
-from edgeforge.pipeline.layerwise.state import Grams, StateFolder, key_of
+from edgeforge.pipeline.layerwise.state import NOW, Grams, StateFolder, key_of
 from edgeforge.pipeline.layerwise.statistics import Statistics
 from edgeforge.pipeline.layerwise.workers import Workers, workers
 
@@ -57,7 +57,7 @@ def run(
         for layer in range(first, layers):
             _collect_layer(collecting, state, layer)
         if not state.part(layers).is_file():
-            statistics = final_statistics(collecting, states_of(collecting, state, layers), head)
+            statistics = final_statistics(collecting, states_of(collecting, state, layers), None, head)
             state.save(layers, {head: statistics.gram.cpu().numpy()})
     shared = [names_of(layer, block) for layer in range(layers) for block in BLOCKS]
     owners = {name: names[0] for names in shared for name in names}
@@ -71,15 +71,27 @@ def _collect_layer(collecting: Pass, state: StateFolder, layer: int) -> None:
         grams[names_of(layer, block)[0]] = statistics.gram
 
     w = load_layer(collecting.checkpoint, layer, collecting.device)
-    before, after = (states_of(collecting, state, number) for number in (layer, layer + 1))
-    run_layer(collecting, layer, w, before, after, keep)
+    stream = stream_of(collecting, state, layer, w)
+    run_layer(collecting, layer, stream, None, keep)
     state.save(layer, {name: gram.cpu().numpy() for name, gram in grams.items()})
-    before.path.unlink()
+    stream.before.path.unlink()
 
 
-def states_of(run: Pass, state: StateFolder, layer: int) -> HiddenStates:
-    """The hidden states before `layer`."""
-    return HiddenStates(state.states(layer), run.hidden_shape)
+def states_of(run: Pass, state: StateFolder, layer: int, name: str = NOW) -> HiddenStates:
+    """The hidden states before `layer`, of one of two streams."""
+    return HiddenStates(state.states(layer, name), run.hidden_shape)
+
+
+def stream_of(run: Pass, state: StateFolder, layer: int, w: Matrices, name: str = NOW) -> Stream:
+    a = run.checkpoint.architecture
+    return Stream(
+        w=w,
+        s=run.shapes,
+        before=states_of(run, state, layer, name),
+        mixed=HiddenStates(run.folder / f"{name}-mixed.f32", (*run.ids.shape, a.num_attention_heads * a.head_dim)),
+        after=states_of(run, state, layer + 1, name),
+        device=run.device,
+    )
 
 
 def open_pass(

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from edgeforge.model.architecture import LlamaArchitecture
 from edgeforge.pipeline.calibration_source import CalibrationTokens
-from edgeforge.pipeline.layerwise.passes import CacheFigures
+from edgeforge.pipeline.layerwise.layer import CacheFigures
 from edgeforge.pipeline.layerwise.state import StateFolder, read_arrays
 from edgeforge.pipeline.scales_file import INPUT, PRE_QUANT
 from edgeforge.quantization.calibration import Calibration

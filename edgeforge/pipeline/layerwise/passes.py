@@ -1,25 +1,14 @@
-"""Calibration text through one decoder layer, stopping where a block of linears is to be quantized.
-
-Between the stops activations are files, so that each linear runs once over the text (the MLP's first half twice), and
-every stop sees what the blocks before it do with the weights that they have by then.
-
-    qkv        norm(x)                  x is in the file of hidden states
-    o          attention(norm(x))       kept in a scratch file
-    gate_up    norm(x + o(...))         x + o(...) is kept in the next file of hidden states
-    down       swiglu(norm(...))        computed again for the layer's output, which takes its place
-"""
+"""What all layers of a calibrated pass share: the text, its batches, their statistics, the first and the last step."""
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from edgeforge.errors import OutOfResources, UnusableInput
 from edgeforge.model.checkpoint import Checkpoint, TensorRows
@@ -29,21 +18,16 @@ from edgeforge.pipeline.layerwise.decoder import (
     NORMS,
     Matrices,
     Shapes,
-    attention,
     rms_norm,
-    swiglu,
     weight_name,
 )
 from edgeforge.pipeline.layerwise.hidden import HiddenStates
 from edgeforge.pipeline.layerwise.statistics import Statistics
 from edgeforge.pipeline.layerwise.workers import Workers
 
-BATCH_TOKENS = 8192  # whose inputs of one linear are in memory together
+BATCH_TOKENS = 4096  # whose inputs of one linear are in memory together
 BLOCKS = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
 STAGES = 5
-
-Visit = Callable[[str, Statistics], None]
-"""(block, what its linears are given): may replace the block's weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +58,25 @@ class Pass:
             self.team.map(function, batch)
         self.step()
 
-    def statistics(self, where: str, channels: int, function: Callable[[int], torch.Tensor]) -> Statistics:
-        """Of what `function` gives for each sequence, [T, channels]. UnusableInput, naming `where`, for NaN."""
+    def statistics(
+        self, where: str, channels: int, drifting: int, function: Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+    ) -> Statistics:
+        """Of what `function` gives for each sequence: inputs [T, channels] and their drift [T, drifting].
+
+        UnusableInput, naming `where`, for NaN and infinity.
+        """
         length = self.ids.shape[1]
-        statistics = Statistics(channels, self.device, self.team)
-        buffer = torch.empty(max(map(len, self.batches())) * length, channels, device=self.device)
+        statistics = Statistics(channels, drifting, self.device, self.team)
+        rows = max(map(len, self.batches())) * length
+        inputs, drifts = (torch.empty(rows, width, device=self.device) for width in (channels, drifting))
         for batch in self.batches():
 
             def fill(sequence: int, first: int = batch[0]) -> None:
-                buffer[(sequence - first) * length :][:length] = function(sequence)
+                here = slice((sequence - first) * length, (sequence - first + 1) * length)
+                inputs[here], drifts[here] = function(sequence)
 
             self.team.map(fill, batch)
-            statistics.add(buffer[: len(batch) * length])
+            statistics.add(inputs[: len(batch) * length], drifts[: len(batch) * length])
         statistics.finish()
         if not statistics.is_finite():
             raise UnusableInput(
@@ -94,65 +85,6 @@ class Pass:
             )
         self.step()
         return statistics
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheFigures:
-    """The largest |k|, as cached, and |v| of a layer."""
-
-    keys: float
-    values: float
-
-
-def run_layer(
-    run: Pass, layer: int, w: Matrices, before: HiddenStates, after: HiddenStates, visit: Visit, *, output: bool = True
-) -> CacheFigures:
-    """`before` through the layer with weights `w`, into `after`; without `output`, only as far as the last block.
-
-    `visit` is called before each block's linears run, and what it does to `w` is what runs. Weights that nothing needs
-    any more leave `w` before the last block, whose Gram matrix is the largest.
-    """
-    a, s = run.checkpoint.architecture, run.shapes
-    mixed = HiddenStates(run.folder / "scratch.f32", (*run.ids.shape, a.num_attention_heads * a.head_dim))
-    largest = torch.zeros(2, len(run.ids))
-
-    def load(states: HiddenStates, sequence: int) -> torch.Tensor:
-        return states.read(sequence).to(run.device)
-
-    def normed(states: HiddenStates, norm: str, sequence: int) -> torch.Tensor:
-        return rms_norm(load(states, sequence), w[norm], s.epsilon)
-
-    def attend(sequence: int) -> torch.Tensor:
-        answer, k, v = attention(normed(before, "attention", sequence), w, s)
-        largest[:, sequence] = torch.stack([k.abs().max(), v.abs().max()]).cpu()
-        mixed.write(sequence, answer)
-        return answer
-
-    def add_attention(sequence: int) -> torch.Tensor:
-        x = load(before, sequence) + functional.linear(load(mixed, sequence), w["o"])
-        after.write(sequence, x)
-        return rms_norm(x, w["mlp"], s.epsilon)
-
-    def gated(sequence: int) -> torch.Tensor:
-        return swiglu(normed(after, "mlp", sequence), w)
-
-    def finish(sequence: int) -> None:
-        after.write(sequence, load(after, sequence) + functional.linear(gated(sequence), w["down"]))
-
-    mixed.create()
-    after.create()
-    stages = (
-        ("qkv", a.hidden_size, partial(normed, before, "attention")),
-        ("o", mixed.shape[2], attend),
-        ("gate_up", a.hidden_size, add_attention),
-        ("down", a.intermediate_size, gated),
-    )
-    for block, channels, function in stages:
-        statistics = run.statistics(weight_name(layer, BLOCKS[block][0]), channels, function)
-        visit(block, statistics)
-    if output:
-        run.each(finish)
-    return CacheFigures(keys=float(largest[0].max()), values=float(largest[1].max()))
 
 
 def load_layer(checkpoint: Checkpoint, layer: int, device: torch.device) -> Matrices:
@@ -177,14 +109,17 @@ def start_states(run: Pass, embedding: TensorRows, states: HiddenStates) -> None
         states.write(sequence, torch.from_numpy(embed(embedding, ids)))
 
 
-def final_statistics(run: Pass, states: HiddenStates, head: str) -> Statistics:
-    """Of what the output head is given."""
+def final_statistics(run: Pass, states: HiddenStates, meant: HiddenStates | None, head: str) -> Statistics:
+    """Of what the output head is given; `meant`: in the original."""
     norm = torch.from_numpy(run.checkpoint.tensor("model.norm.weight").rows(0, states.shape[2])).to(run.device)
 
-    def normed(sequence: int) -> torch.Tensor:
-        return rms_norm(states.read(sequence).to(run.device), norm, run.shapes.epsilon)
+    def normed(sequence: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = rms_norm(states.read(sequence).to(run.device), norm, run.shapes.epsilon)
+        if meant is None:
+            return x, x[:, :0]
+        return x, rms_norm(meant.read(sequence).to(run.device), norm, run.shapes.epsilon) - x
 
-    return run.statistics(head, states.shape[2], normed)
+    return run.statistics(head, states.shape[2], 0 if meant is None else states.shape[2], normed)
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from edgeforge import __version__
 from edgeforge.model.checkpoint import Checkpoint, TensorRows
 from edgeforge.pipeline.calibration_source import CalibrationTokens
-from edgeforge.pipeline.layerwise.codes import chosen_names, joined, quantize_block
-from edgeforge.pipeline.layerwise.collecting import open_pass, states_of
+from edgeforge.pipeline.layerwise.codes import chosen_names, drift_of, joined, quantize_block
+from edgeforge.pipeline.layerwise.collecting import open_pass, states_of, stream_of
 from edgeforge.pipeline.layerwise.decoder import NORMS, Matrices, weight_name
 from edgeforge.pipeline.layerwise.figures import calibration_of, figures_of
+from edgeforge.pipeline.layerwise.layer import run_layer
 from edgeforge.pipeline.layerwise.passes import (
     BLOCKS,
     Pass,
@@ -24,12 +25,11 @@ from edgeforge.pipeline.layerwise.passes import (
     load_layer,
     names_of,
     resources_told,
-    run_layer,
     start_states,
 )
 from edgeforge.pipeline.layerwise.recipe import Recipe, folding
 from edgeforge.pipeline.layerwise.smoothing import Smoothing, smooth
-from edgeforge.pipeline.layerwise.state import Quantized, StateFolder, key_of, stored_form
+from edgeforge.pipeline.layerwise.state import MEANT, NOW, Quantized, StateFolder, key_of, stored_form
 from edgeforge.pipeline.layerwise.statistics import Statistics
 from edgeforge.pipeline.layerwise.workers import workers
 from edgeforge.planning import EMBEDDING, BuildPlan, plan_to_json
@@ -45,9 +45,14 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What every layer is quantized with. `chosen`: tensors whose codes are chosen here."""
+    """What every layer is quantized with.
+
+    chosen  tensors whose codes are chosen here
+    names   of the streams: NOW, and MEANT where the recipe corrects
+    """
 
     plan: BuildPlan
+    names: tuple[str, ...]
     chosen: frozenset[str]
     recipe: Recipe
     state: StateFolder
@@ -81,13 +86,15 @@ def run(
             device=device,
         )
         state = StateFolder(folder, key, log)
-        first = state.resume_at(layers)
+        names = (NOW, MEANT) if recipe.corrects and recipe.compensates else (NOW,)
+        first = state.resume_at(layers, names)
         passes = 2 if recipe.smooths else 1
         own = open_pass(checkpoint, tokens, state, device, team, progress, first=first, passes=passes)
         chosen = chosen_names(checkpoint, plan)
-        work = _Work(plan=plan, chosen=chosen, recipe=recipe, state=state, log=log, run=own)
+        work = _Work(plan=plan, chosen=chosen, names=names, recipe=recipe, state=state, log=log, run=own)
         if first == 0:
-            start_states(own, _rounded_embedding(work), states_of(own, state, 0))
+            for name, embedding in zip(names, (_rounded_embedding(work), checkpoint.tensor(EMBEDDING)), strict=False):
+                start_states(own, embedding, states_of(own, state, 0, name))
         for layer in range(first, layers):
             _quantize_layer(work, layer)
         if not state.part(layers).is_file():
@@ -97,13 +104,13 @@ def run(
 
 def _quantize_layer(work: _Work, layer: int) -> None:
     plan, run, state = work.plan, work.run, work.state
-    before, after = (states_of(run, state, number) for number in (layer, layer + 1))
     w = load_layer(run.checkpoint, layer, run.device)
+    now = stream_of(run, state, layer, w)
     smoothing = Smoothing(folding=folding(plan))
     stored: Stored = {}
     if work.recipe.smooths:
         inputs: dict[str, Statistics] = {}
-        run_layer(run, layer, w, before, after, inputs.__setitem__, output=False)
+        run_layer(run, layer, now, None, inputs.__setitem__, output=False)
         smoothing = smooth(plan, work.chosen, layer, w, inputs, smoothing.folding)
         del inputs
         if smoothing.folding == "fold":
@@ -112,10 +119,12 @@ def _quantize_layer(work: _Work, layer: int) -> None:
     def visit(block: str, statistics: Statistics) -> None:
         stored.update(_quantize_visited(work, layer, block, w, statistics, smoothing.kept.get(block)))
 
-    figures = run_layer(run, layer, w, before, after, visit)
-    stored |= figures_of(layer, figures)
+    meant = stream_of(run, state, layer, dict(w), MEANT) if MEANT in work.names else None
+    stored |= figures_of(layer, run_layer(run, layer, now, meant, visit))
     state.save(layer, stored)
-    before.path.unlink()
+    for stream in (now, meant):
+        if stream is not None:
+            stream.before.path.unlink()
 
 
 def _quantize_visited(
@@ -124,18 +133,20 @@ def _quantize_visited(
     """Codes of one block, whose weights in `w` become what the codes stand for; and its input's largest magnitude."""
     names = names_of(layer, block)
     weights = {name: w[role] for role, name in zip(BLOCKS[block], names, strict=True)}
-    largest, gram = statistics.largest, statistics.gram
+    largest, drift = statistics.largest, drift_of(block, statistics)
     stored: Stored = {}
     if factors is not None:
         largest = largest * factors
-        gram.mul_(factors).mul_(factors[:, None])
+        weights = {name: weight / factors for name, weight in weights.items()}
+        statistics.gram.mul_(factors).mul_(factors[:, None])
+        drift = None if drift is None else drift.scaled(factors)
         stored |= {name + ".pre_quant_scale": factors.cpu().numpy() for name in names}
     stored |= {name + ".input_amax": np.array(float(largest.max()), np.float32) for name in names}
     stored |= _changed(work, weights)
     chosen = [name for name in names if name in work.chosen]
     for scheme in {work.plan.schemes[name]: None for name in chosen}:
         alike = {name: weights[name] for name in chosen if work.plan.schemes[name] == scheme}
-        tensors = quantize_block(alike, gram, scheme, work.recipe, work.run.team, work.log)
+        tensors = quantize_block(alike, statistics.gram, drift, scheme, work.recipe, work.run.team, work.log)
         for name, tensor in tensors.items():
             stored |= stored_form(name, tensor)
             rounded = values(tensor, work.run.device)
@@ -154,13 +165,15 @@ def _quantize_head(work: _Work, layers: int) -> None:
     """The output head's codes, where they are chosen here, and the largest magnitude of its input."""
     run, name = work.run, head_name(work.run.checkpoint)
     scheme, tensor = work.plan.schemes[name], run.checkpoint.tensor(name)
-    statistics = final_statistics(run, states_of(run, work.state, layers), name)
+    now, meant = (states_of(run, work.state, layers, which) for which in (NOW, MEANT))
+    statistics = final_statistics(run, now, meant if MEANT in work.names else None, name)
+    drift = drift_of("lm_head", statistics)
     stored: Stored = {name + ".input_amax": np.array(float(statistics.largest.max()), np.float32)}
     if work.recipe.head and name in work.chosen:
         pieces = []
         for start in range(0, tensor.shape[0], HEAD_ROWS):
             rows = torch.from_numpy(tensor.rows(start, min(start + HEAD_ROWS, tensor.shape[0]))).to(run.device)
-            block = quantize_block({name: rows}, statistics.gram, scheme, work.recipe, run.team, work.log)
+            block = quantize_block({name: rows}, statistics.gram, drift, scheme, work.recipe, run.team, work.log)
             pieces.append(block[name])
         stored |= stored_form(name, joined(pieces))
     work.state.save(layers, stored)

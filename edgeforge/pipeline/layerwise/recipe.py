@@ -19,6 +19,8 @@ class Recipe:
     order      gptq's, of the columns
     clip       whether the groups' ranges are searched with the correlations within a group (awq.clip), or with the
                diagonal alone
+    corrects   whether gptq aims at what the original would have computed, rather than at what its own weights make of
+               inputs that have drifted since (GPTAQ, arXiv 2504.02692), and o and down at its residual stream
     head       whether the output head (or the embedding, where the two are tied) is calibrated too
     """
 
@@ -26,6 +28,7 @@ class Recipe:
     damping: float = 0.01
     order: Literal["natural", "activation", "groups"] = "activation"
     clip: bool = False
+    corrects: bool = True
     head: bool = True
 
     @property

@@ -44,8 +44,8 @@ def smooth(
 ) -> Smoothing:
     """Search the scales of every block whose codes are `chosen`, and change `w` accordingly.
 
-    With "fold", `w` computes what it did before. With "pre_quant" the inputs of all blocks are still to be multiplied
-    by the factors in `kept`, which are those that the format can hold.
+    With "fold", `w` computes what it did before. With "pre_quant" it stays as it was, and `kept` has the factors, which
+    are those that the format can hold.
     """
     smoothing = Smoothing(folding=folding)
     for block, roles in BLOCKS.items():
@@ -59,11 +59,12 @@ def smooth(
         gram, scheme = statistics.gram, plan.schemes[names[0]]
         s = awq.search_scales([w[role] for role in roles], gram, statistics.means, scheme, slots=slots)
         factors = torch.from_numpy(_stored(np.reciprocal(s), plan, folding)).to(gram.device)
-        for role in roles:
-            w[role] /= factors
         if folding == "pre_quant":
             smoothing.kept[block] = factors
-        elif fed is None:
+            continue
+        for role in roles:
+            w[role] /= factors
+        if fed is None:
             w[NORM_OF[block]] *= factors
         else:
             w[fed] *= _of_rows(factors, len(w[fed]), slots)[:, None]

@@ -1,14 +1,15 @@
 """The state folder of a calibrated pass: what each layer left behind, under a key that says of which pass.
 
-key.json               everything that decides the bytes; of another pass, the folder is emptied
-layer-0007.safetensors codes, scales, changed norms and largest magnitudes (quantizing), or Gram matrices (collecting)
-states-0008.f32        the hidden states before layer 8, float32 [B, T, D]; the newest only
+key.json                everything that decides the bytes; of another pass, the folder is emptied
+layer-0007.safetensors  codes, scales, changed norms and largest magnitudes; or (collecting) Gram matrices
+now-0008.f32            the hidden states before layer 8, float32 [B, T, D]; the newest only
+meant-0008.f32          the same in the unquantized model
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from edgeforge.quantization.calibration import Calibration
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor
 
 KEY = "key.json"
+NOW, MEANT = "now", "meant"
 SCALES, ZERO_POINTS, TENSOR_SCALE = ".scales", ".zero_points", ".tensor_scale"
 _WORDS = {np.dtype(np.float32): "F32", np.dtype(np.int8): "I8", np.dtype(np.uint8): "U8"}
 _ARRAYS = {"F32": np.float32, "I8": np.int8, "U8": np.uint8}
@@ -52,14 +54,17 @@ class StateFolder:
     def part(self, number: int) -> Path:
         return self.path / f"layer-{number:04}.safetensors"
 
-    def states(self, number: int) -> Path:
-        """The hidden states before layer `number`."""
-        return self.path / f"states-{number:04}.f32"
+    def states(self, number: int, name: str = NOW) -> Path:
+        """The hidden states before layer `number`: with the weights as they are now, or as they were meant."""
+        return self.path / f"{name}-{number:04}.f32"
 
-    def resume_at(self, layers: int) -> int:
+    def resume_at(self, layers: int, names: Sequence[str] = (NOW,)) -> int:
         """The first layer to do: all before it are finished, and the hidden states before it are there; 0 for none."""
         done = sum(1 for _ in self._finished())
-        return next((number for number in range(min(done, layers), 0, -1) if self.states(number).is_file()), 0)
+        return next((number for number in range(min(done, layers), 0, -1) if self._has_states(number, names)), 0)
+
+    def _has_states(self, number: int, names: Sequence[str]) -> bool:
+        return all(self.states(number, name).is_file() for name in names)
 
     def _finished(self) -> Iterator[Path]:
         number = 0

@@ -15,9 +15,13 @@ PARTS = 8
 
 
 class Statistics:
-    """Of inputs [rows, K]: `gram` float32 [K, K] (complete after `finish`), sums of |x| by channel, the largest |x|."""
+    """Of inputs X [rows, K]: `gram` float32 [K, K] (complete after `finish`), sums of |x| by channel, the largest |x|.
 
-    def __init__(self, channels: int, device: torch.device, team: Workers) -> None:
+    `drift` float32 [M, K] is D^T X, of what the original would have beside each row, D [rows, M] (M may be 0).
+    """
+
+    def __init__(self, channels: int, drifting: int, device: torch.device, team: Workers) -> None:
+        self.drift = torch.zeros(drifting, channels, device=device)
         self.gram = torch.zeros(channels, channels, device=device)
         self.sums = torch.zeros(channels, device=device)
         self.largest = torch.zeros(channels, device=device)
@@ -26,13 +30,14 @@ class Statistics:
         edges = np.linspace(0, channels, min(PARTS, channels) + 1).astype(int).tolist()
         self._ranges = sorted(pairwise(edges), reverse=True)  # the longest first
 
-    def add(self, x: torch.Tensor) -> None:
-        """Inputs [rows, K] in the order of the text."""
+    def add(self, x: torch.Tensor, drift: torch.Tensor) -> None:
+        """Inputs [rows, K] and their drift [rows, M], in the order of the text."""
 
         def part(columns: tuple[int, int]) -> None:
             start, stop = columns
             mine = x[:, start:stop]
             self.gram[:stop, start:stop].addmm_(x[:, :stop].T, mine)
+            self.drift[:, start:stop].addmm_(drift.T, mine)
             self.sums[start:stop] += mine.abs().sum(dim=0)
             self.largest[start:stop] = torch.maximum(self.largest[start:stop], mine.abs().amax(dim=0))
 
