@@ -5,6 +5,12 @@ from pathlib import Path
 
 import pytest
 from built import Build, build_once
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure of the code under test.
+settings.register_profile("edgeforge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("edgeforge")
+
 
 ROOT = Path(__file__).resolve().parent.parent
 

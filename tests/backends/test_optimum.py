@@ -184,7 +184,7 @@ def test_weights_beside_the_graph_are_carried_along(
     apart = pipeline.build(options(stories, tmp_path / "apart", "f32"), progress=lambda *_: None)
     assert apart.manifest.model.weights == f"model/{optimum.EXTERNAL_DATA_FILE}"
     sizes = [(apart.bundle / "model" / name).stat().st_size for name in (optimum.GRAPH_FILE, "model.onnx_data")]
-    assert sizes[1] > 4 * apart.plan.architecture.parameter_count > sizes[0]
+    assert sizes[1] >= 4 * apart.plan.architecture.parameter_count > sizes[0]
     np.testing.assert_array_equal(load(apart.bundle).score(ids), load(built.bundle).score(ids))
 
 
