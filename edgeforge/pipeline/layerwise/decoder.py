@@ -24,6 +24,7 @@ MODULES = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
+MLP_ROWS = 512
 NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 
@@ -71,8 +72,13 @@ def rotate(x: torch.Tensor, s: Shapes) -> torch.Tensor:
 
 
 def swiglu(h: torch.Tensor, w: Matrices) -> torch.Tensor:
-    """What down_proj is given [T, F] (arXiv 2002.05202), of the normed `h` [T, D]."""
-    return functional.silu(functional.linear(h, w["gate"])).mul_(functional.linear(h, w["up"]))
+    """What down_proj is given [T, F] (arXiv 2002.05202), of the normed `h` [T, D]. Some rows at a time: F is large."""
+    answer = h.new_empty(len(h), len(w["up"]))
+    for start in range(0, len(h), MLP_ROWS):
+        some = h[start : start + MLP_ROWS]
+        gate = functional.silu(functional.linear(some, w["gate"]), inplace=True)
+        torch.mul(gate, functional.linear(some, w["up"]), out=answer[start : start + MLP_ROWS])
+    return answer
 
 
 def layer_output(x: torch.Tensor, w: Matrices, s: Shapes) -> torch.Tensor:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from edgeforge.pipeline.layerwise.decoder import Matrices, Shapes, attention, rms_norm, swiglu, weight_name
+from edgeforge.pipeline.layerwise.decoder import MLP_ROWS, Matrices, Shapes, attention, rms_norm, swiglu, weight_name
 from edgeforge.pipeline.layerwise.hidden import HiddenStates
 from edgeforge.pipeline.layerwise.passes import BLOCKS, Pass
 from edgeforge.pipeline.layerwise.statistics import Statistics
@@ -114,8 +114,11 @@ def run_layer(
         x = now.gated(sequence)
         if meant is None:
             return x, x[:, :0]
-        before = meant.read(meant.after, sequence) - now.read(now.after, sequence)
-        return x, before + functional.linear(meant.gated(sequence) - x, now.w["down"])
+        drift, h = meant.read(meant.after, sequence) - now.read(now.after, sequence), meant.mlp_input(sequence)
+        for start in range(0, len(x), MLP_ROWS):
+            some = slice(start, start + MLP_ROWS)
+            drift[some] += functional.linear(swiglu(h[some], meant.w) - x[some], now.w["down"])
+        return x, drift
 
     def finish(sequence: int) -> None:
         for stream in streams:
