@@ -13,9 +13,12 @@ gate_up the input that the original would have, less the one here; at o and down
 the stream that the original would have behind them, less the one here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -89,7 +92,8 @@ def run_layer(
     """`now` through the layer; without `output`, only as far as the last block. `meant`: the original's, beside it.
 
     `visit` is called before each block's linears run, and what it does to `now.w` is what runs. Weights that nothing
-    needs any more leave both streams before the last block, whose Gram matrix is the largest.
+    needs any more leave both streams, and those that are needed again lie in a file while the last block, whose Gram
+    matrix is the largest, is quantized.
     """
     architecture = run.checkpoint.architecture
     hidden, largest = architecture.hidden_size, torch.zeros(2, len(run.ids))
@@ -131,12 +135,32 @@ def run_layer(
     for block, function in {"qkv": qkv, "o": o, "gate_up": gate_up, "down": down}.items():
         drifting = 0 if meant is None else hidden
         where = weight_name(layer, BLOCKS[block][0])
-        visit(block, run.statistics(where, widths.get(block, hidden), drifting, function))
+        statistics = run.statistics(where, widths.get(block, hidden), drifting, function)
+        with _aside(streams, run.folder / "aside.f32", ("gate", "up") if block == "down" else ()):
+            visit(block, statistics)
+        del statistics
         if output:
             _forget(streams, {"o": "qkv", "gate_up": "o"}.get(block, ""))
     if output:
         run.each(finish)
     return CacheFigures(keys=float(largest[0].max()), values=float(largest[1].max()))
+
+
+@contextmanager
+def _aside(streams: list[Stream], path: Path, roles: Sequence[str]) -> Iterator[None]:
+    """Within the block, the weights of `roles` are in a file rather than in memory."""
+    kept = [(stream, role, stream.w.pop(role)) for stream in streams for role in roles]
+    shapes = [(stream, role, matrix.shape) for stream, role, matrix in kept]
+    with path.open("wb") as file:
+        while kept:
+            file.write(kept.pop(0)[2].cpu().numpy().data)
+    try:
+        yield
+    finally:
+        with path.open("rb") as file:
+            for stream, role, shape in shapes:
+                values = np.fromfile(file, np.float32, shape.numel())
+                stream.w[role] = torch.from_numpy(values.reshape(shape)).to(stream.device)
 
 
 def _forget(streams: list[Stream], roles: str) -> None:
