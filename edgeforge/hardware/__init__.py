@@ -4,15 +4,14 @@ from edgeforge.hardware.algorithms import ALGORITHMS, AlgorithmFacts, reads_text
 from edgeforge.hardware.capabilities import (
     BACKENDS,
     ENGINES,
-    PLANNED,
     SCHEMES,
     BackendFacts,
     EngineFacts,
     SchemeFacts,
     engine_for,
-    find_conflict,
     runnable_schemes,
 )
+from edgeforge.hardware.conflicts import PLANNED, find_conflict
 from edgeforge.hardware.library import available_profiles, available_targets, load_profile, load_target
 from edgeforge.hardware.parse import profile_from_json, profile_to_json, target_from_json, target_to_json
 from edgeforge.hardware.types import FloatName, Gate, HardwareProfile, KvCacheName, Target

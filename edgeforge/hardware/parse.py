@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import cast
 
 from edgeforge.hardware.algorithms import AUTO
-from edgeforge.hardware.capabilities import engine_for, find_conflict
+from edgeforge.hardware.capabilities import engine_for
+from edgeforge.hardware.conflicts import find_conflict
 from edgeforge.hardware.fields import Fields
 from edgeforge.hardware.types import FloatName, Gate, HardwareProfile, Kind, KvCacheName, Target
 
