@@ -136,15 +136,29 @@ def _invoke(command: click.Command, argv: Sequence[str], prog_name: str) -> int:
     return 0
 
 
+AGAIN_S = 0.2
+
+
 @contextmanager
 def _signals_unwind() -> Iterator[None]:
     """SIGTERM and SIGHUP raise Terminated in the main thread; what the parent ignores (nohup) stays ignored."""
 
+    asked: list[int] = []
+
     def unwind(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
         raise Terminated(number)
+
+    def again(number: int, frame: FrameType | None) -> None:
+        # What is raised inside a destructor is lost. Where nothing unwinds yet, it was.
+        if not isinstance(sys.exc_info()[1], Terminated):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+            raise Terminated(asked[-1])
 
     previous = {}
     try:
+        previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, again)
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             if signal.getsignal(number) is signal.SIG_DFL:
                 previous[number] = signal.signal(number, unwind)
@@ -153,6 +167,8 @@ def _signals_unwind() -> Iterator[None]:
     try:
         yield
     finally:
+        if previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
