@@ -123,7 +123,12 @@ def spend(
     few = replace(tokens, ids=tokens.ids[:GRAM_SAMPLES])
     grams = collect_grams(checkpoint, few, folder, device=device, threads=threads, progress=_part(progress, 0), log=log)
     measured = sensitivity.measure(
-        checkpoint, tokens.ids[:GRADIENT_SAMPLES], device=device, threads=threads, progress=_part(progress, 1)
+        checkpoint,
+        tokens.ids[:GRADIENT_SAMPLES],
+        folder / "gradients",
+        device=device,
+        threads=threads,
+        progress=_part(progress, 1),
     )
     items = items_of(plan)
     losses = losses_of(checkpoint, plan, items, grams, measured, _part(progress, 2))

@@ -182,7 +182,9 @@ def test_the_loss_of_an_option_is_the_divergence_that_it_causes(
     grams = collect_grams(
         checkpoint, tokens, tmp_path / "state", device="cpu", threads=2, progress=unwatched, log=unheard
     )
-    measured = sensitivity.measure(checkpoint, tokens.ids, device="cpu", threads=2, progress=unwatched)
+    measured = sensitivity.measure(
+        checkpoint, tokens.ids, tmp_path / "gradients", device="cpu", threads=2, progress=unwatched
+    )
     items = items_of(plan)
     losses = losses_of(checkpoint, plan, items, grams, measured, unwatched)
     before = [log_softmax(forward(checkpoint, ids)) for ids in tokens.ids[:4]]
