@@ -77,7 +77,8 @@ def measure(
     progress: Callable[[int, int], None],
 ) -> Sensitivity:
     """Over sequences `ids` [B, T], T > 1. Their hidden states before every layer are files in `folder`, a new folder
-    that is gone afterwards; in memory are a layer and the gradients [B, T, D]."""
+    that is gone afterwards; in memory are a layer and the gradients [B, T, D]. FloatingPointError where a logit is
+    not finite."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return _measure(checkpoint, ids, folder, device, threads, progress)
@@ -183,6 +184,8 @@ def _head(
             return functional.linear(h, rows())
 
         logits = torch.cat(team.map(product, list(_pieces(tensor, place))), dim=1)
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError("logits are not finite")
         p = logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
         p /= p.sum(dim=1, keepdim=True)
         draw = torch.multinomial(p.cpu(), 1, generator=torch.Generator().manual_seed(SEED + number)).to(place)

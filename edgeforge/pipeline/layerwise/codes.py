@@ -42,11 +42,6 @@ class Drift:
     product: torch.Tensor
     in_outputs: bool
 
-    def scaled(self, factors: torch.Tensor) -> "Drift":
-        """With every input multiplied by `factors` [K]."""
-        product = self.product * factors
-        return replace(self, product=product if self.in_outputs else product * factors[:, None])
-
     def of_rows(self, w: torch.Tensor, start: int) -> torch.Tensor:
         """What rows `w` [n, K] from `start` on lack in their outputs, times X: [n, K]."""
         return self.product[start : start + len(w)] if self.in_outputs else w @ self.product
@@ -56,7 +51,12 @@ def drift_of(block: str, statistics: Statistics) -> Drift | None:
     """None where it was not measured."""
     if not len(statistics.drift):
         return None
-    return Drift(product=statistics.drift, in_outputs=block in ("o", "down"))
+    return Drift(product=statistics.drift, in_outputs=is_residual(block))
+
+
+def is_residual(block: str) -> bool:
+    """Whether the block writes to the residual stream, whose drift it then makes up for."""
+    return block in ("o", "down")
 
 
 def quantize_block(
@@ -67,16 +67,17 @@ def quantize_block(
     recipe: Recipe,
     team: Workers,
     log: Callable[[str], None],
+    *,
+    amax: float | None = None,
 ) -> dict[str, QuantizedTensor]:
     """Linears float32 [N, K] with one input, whose Gram matrix is `gram` [K, K], and one scheme; by their names.
 
-    `drift`: what gptq's weights also have to make up for.
+    `drift`: what gptq's weights also have to make up for. `amax`: for schemes with one scale for a whole block.
 
     UnusableInput, naming the linears, where the Hessian stays singular or a scale does not fit its type.
     """
     matrices = list(weights.values())
     whole = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
-    amax = float(whole.abs().max()) if scheme.needs_amax else None
     where = next(iter(weights))
     try:
         factor = _factor(where, gram, scheme, recipe, log) if recipe.compensates else None

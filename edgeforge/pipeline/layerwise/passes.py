@@ -77,7 +77,7 @@ class Pass:
                 inputs[here], drifts[here] = function(sequence)
 
             self.team.map(fill, batch)
-            statistics.add(inputs[: len(batch) * length], drifts[: len(batch) * length])
+            statistics.add(inputs[: len(batch) * length], drifts[: len(batch) * length], length)
         statistics.finish()
         if not statistics.is_finite():
             raise UnusableInput(

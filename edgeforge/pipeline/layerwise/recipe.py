@@ -21,6 +21,8 @@ class Recipe:
                diagonal alone
     corrects   whether gptq aims at what the original would have computed, rather than at what its own weights make of
                inputs that have drifted since (GPTAQ, arXiv 2504.02692), and o and down at its residual stream
+    emphasis   a sequence's first token counts as r ** emphasis others for a linear where its squared gradient is r
+               times theirs; 0: no more than others. (All of r would leave little else to look at.)
     head       whether the output head (or the embedding, where the two are tied) is calibrated too
     """
 
@@ -29,6 +31,7 @@ class Recipe:
     order: Literal["natural", "activation", "groups"] = "activation"
     clip: bool = False
     corrects: bool = True
+    emphasis: float = 0.5
     head: bool = True
 
     @property

@@ -4,6 +4,7 @@ key.json                everything that decides the bytes; of another pass, the 
 layer-0007.safetensors  codes, scales, changed norms and largest magnitudes; or (collecting) Gram matrices
 now-0008.f32            the hidden states before layer 8, float32 [B, T, D]; the newest only
 meant-0008.f32          the same in the unquantized model
+first.json              what a sequence's first token weighs for each linear
 """
 
 import hashlib
@@ -50,6 +51,10 @@ class StateFolder:
             shutil.rmtree(path)
         path.mkdir(parents=True)
         there.write_text(text, encoding="utf-8")
+
+    @property
+    def first(self) -> Path:
+        return self.path / "first.json"
 
     def part(self, number: int) -> Path:
         return self.path / f"layer-{number:04}.safetensors"

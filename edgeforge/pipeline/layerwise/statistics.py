@@ -17,7 +17,8 @@ PARTS = 8
 class Statistics:
     """Of inputs X [rows, K]: `gram` float32 [K, K] (complete after `finish`), sums of |x| by channel, the largest |x|.
 
-    `drift` float32 [M, K] is D^T X, of what the original would have beside each row, D [rows, M] (M may be 0).
+    `drift` float32 [M, K] is D^T X, of what the original would have beside each row, D [rows, M] (M may be 0). The
+    rows of first tokens are kept, so that they can be made to count for more.
     """
 
     def __init__(self, channels: int, drifting: int, device: torch.device, team: Workers) -> None:
@@ -26,12 +27,14 @@ class Statistics:
         self.sums = torch.zeros(channels, device=device)
         self.largest = torch.zeros(channels, device=device)
         self.rows = 0
+        self._first: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._first_counts = 1.0
         self._team = team
         edges = np.linspace(0, channels, min(PARTS, channels) + 1).astype(int).tolist()
         self._ranges = sorted(pairwise(edges), reverse=True)  # the longest first
 
-    def add(self, x: torch.Tensor, drift: torch.Tensor) -> None:
-        """Inputs [rows, K] and their drift [rows, M], in the order of the text."""
+    def add(self, x: torch.Tensor, drift: torch.Tensor, length: int) -> None:
+        """Inputs [rows, K] and their drift [rows, M], in the order of the text, of sequences of `length` tokens."""
 
         def part(columns: tuple[int, int]) -> None:
             start, stop = columns
@@ -42,6 +45,7 @@ class Statistics:
             self.largest[start:stop] = torch.maximum(self.largest[start:stop], mine.abs().amax(dim=0))
 
         self._team.map(part, self._ranges)
+        self._first.append((x[::length].clone(), drift[::length].clone()))
         self.rows += len(x)
 
     def finish(self) -> None:
@@ -51,6 +55,24 @@ class Statistics:
             # the range's own square was computed whole; one half of it makes both
             square = self.gram[start:stop, start:stop]
             square.copy_(square.triu() + square.triu(1).T)
+
+    def count_first(self, times: float) -> None:
+        """Make first tokens count `times` as much as others in `gram` and `drift`, whatever they counted before."""
+        change, self._first_counts = times - self._first_counts, times
+        if change:
+            for x, drift in self._first:
+                self.gram.addmm_(x.T, x, alpha=change)
+                self.drift.addmm_(drift.T, x, alpha=change)
+
+    def scale(self, factors: torch.Tensor, *, in_inputs: bool) -> None:
+        """As if every input had been multiplied by `factors` [K]; and with `in_inputs` its drift, M = K, too."""
+        self.gram.mul_(factors).mul_(factors[:, None])
+        self.drift.mul_(factors)
+        self.sums *= factors
+        self.largest *= factors
+        if in_inputs:
+            self.drift.mul_(factors[:, None])
+        self._first = [(x * factors, drift * factors if in_inputs else drift) for x, drift in self._first]
 
     @property
     def means(self) -> torch.Tensor:
