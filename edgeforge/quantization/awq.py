@@ -8,12 +8,17 @@ the Gram matrix G = X^T X knows it without a forward pass:
 
     L(s) = sum over the linears of tr((W - V) G (W - V)^T)
 
+Kernels that round the inputs too, to int8 in blocks (`rounded_inputs`), are quieter where a block's channels are about
+as loud as one another, which s makes them: that loss is added. (SmoothQuant, arXiv 2211.10438, does it for that alone.)
+
 Clipping (section 3.2 of the paper's code, auto_clip): each group's range is shrunk to where its own block of G, all
 correlations within the group included, leaves the least error; then its scale is refitted to its codes by least
 squares. What calibration stores as `pre_quant_scale` is 1 / s.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,6 +34,7 @@ EXPONENTS = tuple(
     (step / STEPS, duo * (1 - step / STEPS)) for duo in (0, 1) for step in range(STEPS) if step or not duo
 )
 """(a, b) of the grid; the first, (0, 0), changes nothing."""
+INT8 = 127
 SHRINKS = tuple(1.06 - 0.02 * step for step in range(24))
 ROWS = 1024  # of each matrix, evenly spaced, that the grid of exponents is judged by
 
@@ -42,6 +48,7 @@ def search_scales(
     exponents: Sequence[tuple[float, float]] = EXPONENTS,
     slots: torch.Tensor | None = None,
     rows: int = ROWS,
+    rounded_inputs: "RoundedInputs | None" = None,
 ) -> NDArray[np.float32]:
     """s float32 [K], by which to multiply the columns of `weights` (each float32 [N, K], of linears with one input).
 
@@ -53,13 +60,38 @@ def search_scales(
     pairs = [(w[:: -(-len(w) // rows)].contiguous(), w) for w in weights]
     loud = _shared(magnitudes, slots)
     heavy = _shared(torch.stack([w.abs().sum(dim=0) for w in weights]).sum(dim=0) / sum(map(len, weights)), slots)
+    squares = torch.stack([w.square().sum(dim=0) for w in weights]).sum(dim=0)
     least, best = float("inf"), torch.ones_like(loud)
     for a, b in exponents:
         s = _normalized(loud.pow(a) / heavy.pow(b))
         loss = sum(output_loss(w, _rounded(w * s, scheme) / s, gram) * len(whole) / len(w) for w, whole in pairs)
+        if rounded_inputs is not None:
+            loss += rounded_inputs.loss(squares * s.square(), magnitudes / s)
         if loss < least:
             least, best = loss, s
     return np.asarray(best.cpu().numpy(), np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundedInputs:
+    """Inputs that a kernel rounds to int8 in blocks of `block` channels, in a text of `tokens`."""
+
+    block: int
+    tokens: int
+
+    def loss(self, squares: torch.Tensor, magnitudes: torch.Tensor) -> float:
+        """What that costs the outputs of linears whose columns have the sums of squares `squares` [K], as L counts it.
+
+        A step is max |x| / 127 of a block, and the error uniform within it. Channels are taken to be normal, with the
+        variance that their mean magnitude has; the mean square of the largest of b of them is about 2 ln b variances,
+        and never less than the loudest one's.
+        """
+        variances = magnitudes.square() * (math.pi / 2)
+        short = -len(variances) % self.block
+        blocks = torch.nn.functional.pad(variances, (0, short)).view(-1, self.block)
+        largest = torch.maximum(blocks.amax(dim=1), 2 * math.log(self.block) * blocks.mean(dim=1))
+        below = torch.nn.functional.pad(squares, (0, short)).view(-1, self.block).sum(dim=1)
+        return self.tokens * float(torch.dot(below, largest)) / (12 * INT8**2)
 
 
 def clip(weights: torch.Tensor, gram: torch.Tensor, scheme: QuantizationScheme) -> QuantizedTensor:

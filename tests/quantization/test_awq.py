@@ -121,3 +121,34 @@ def test_what_is_no_number_is_refused() -> None:
     x[0, 3] = np.nan
     with pytest.raises(ValueError, match="NaN or infinity"):
         find([w], x, scheme())
+
+
+def rounded_to_int8(x: Weights, block: int) -> NDArray[np.float64]:
+    """Inputs [T, K] as onnxruntime's kernels multiply them: int8 by blocks of channels, a scale for each."""
+    blocks = x.astype(np.float64).reshape(len(x), -1, block)
+    steps = np.abs(blocks).max(axis=2, keepdims=True) / 127
+    return (np.rint(blocks / steps) * steps).reshape(x.shape)
+
+
+def test_the_loss_of_rounded_inputs_is_what_rounding_them_costs() -> None:
+    w, x = layer(40, 128)
+    for s in (np.ones(128, np.float32), np.sqrt(np.abs(x).mean(axis=0))):
+        change = (rounded_to_int8(x / s, 32) - x / s) @ (w * s).T
+        squares, magnitudes = np.square(w * s).sum(axis=0), np.abs(x / s).mean(axis=0)
+        told = awq.RoundedInputs(block=32, tokens=len(x)).loss(torch.from_numpy(squares), torch.from_numpy(magnitudes))
+        assert told == pytest.approx(float(np.square(change).sum()), rel=0.4)
+
+
+def test_where_inputs_are_rounded_too_the_scales_make_them_alike() -> None:
+    """Of eight bits' two errors that of the inputs is the larger; both are measured on the layer as it will run."""
+    w, x = layer(40, 128)
+    chosen = scheme(8)
+
+    def error(s: Weights) -> float:
+        rounded = dequantize(rtn.quantize(w * s, chosen)).astype(np.float64)
+        return float(np.square(x.astype(np.float64) @ w.T - rounded_to_int8(x / s, 32) @ rounded.T).sum())
+
+    weights_alone = find([w], x, chosen)
+    both = find([w], x, chosen, rounded_inputs=awq.RoundedInputs(block=32, tokens=len(x)))
+    assert error(both) < 0.8 * error(weights_alone)
+    assert error(both) < 0.5 * error(np.ones_like(both))

@@ -18,8 +18,9 @@ from edgeforge.pipeline.layerwise.decoder import Matrices, weight_name
 from edgeforge.pipeline.layerwise.passes import BLOCKS, names_of
 from edgeforge.pipeline.layerwise.recipe import Folding
 from edgeforge.pipeline.layerwise.statistics import Statistics
-from edgeforge.planning import BuildPlan
+from edgeforge.planning import BuildPlan, scale_copies
 from edgeforge.quantization import awq
+from edgeforge.quantization.scheme import QuantizationScheme
 
 NORM_OF = {"qkv": "attention", "gate_up": "mlp"}
 FEEDS = {"o": "v", "down": "up"}
@@ -57,7 +58,14 @@ def smooth(
         slots = _slots(plan.architecture) if block == "o" and folding == "fold" else None
         statistics = inputs[block]
         gram, scheme = statistics.gram, plan.schemes[names[0]]
-        s = awq.search_scales([w[role] for role in roles], gram, statistics.means, scheme, slots=slots)
+        s = awq.search_scales(
+            [w[role] for role in roles],
+            gram,
+            statistics.means,
+            scheme,
+            slots=slots,
+            rounded_inputs=_rounded_inputs(plan, block, scheme, statistics),
+        )
         factors = torch.from_numpy(_stored(np.reciprocal(s), plan, folding)).to(gram.device)
         if folding == "pre_quant":
             smoothing.kept[block] = factors
@@ -69,6 +77,17 @@ def smooth(
         else:
             w[fed] *= _of_rows(factors, len(w[fed]), slots)[:, None]
     return smoothing
+
+
+def _rounded_inputs(
+    plan: BuildPlan, block: str, scheme: QuantizationScheme, statistics: Statistics
+) -> awq.RoundedInputs | None:
+    """onnxruntime's CPU kernels round them, in blocks as long as the weights' groups."""
+    size, target = scheme.group_size, plan.target
+    if size is None or target.backend != "onnx" or target.profile.kind != "cpu":
+        return None
+    copies = scale_copies(block, scheme, len(statistics.gram), target)
+    return awq.RoundedInputs(block=size // copies, tokens=statistics.rows)
 
 
 def _slots(a: LlamaArchitecture) -> torch.Tensor:
