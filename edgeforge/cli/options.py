@@ -56,6 +56,12 @@ algorithm_option = click.option(
     help="How codes are chosen: rounded to nearest, under searched scales, or on calibration text.  "
     "[default: the target's]",
 )
+rotate_option = click.option(
+    "--rotate/--no-rotate",
+    default=None,
+    help="Turn the residual stream before rounding, so that no channel stands out; costs nothing when it runs.  "
+    "[default: the target's]",
+)
 kv_cache_option = click.option(
     "--kv-cache",
     type=click.Choice(["f32", "f16", "bf16", "fp8", "int8"]),
@@ -83,6 +89,7 @@ class Changes:
     group_size: int | None
     symmetric: bool | None
     algorithm: str | None
+    rotate: bool | None
     kv_cache: str | None
     context: int | None
     batch: int | None
@@ -110,6 +117,7 @@ class Changes:
             group_size=self.group_size,
             symmetric=self.symmetric,
             algorithm=self.algorithm,
+            rotate=self.rotate,
             kv_cache=self.kv_cache,
             context=self.context,
             batch=self.batch,
@@ -125,6 +133,7 @@ _CHANGES = (
     group_size_option,
     symmetric_option,
     algorithm_option,
+    rotate_option,
     kv_cache_option,
     context_option,
     batch_option,
@@ -145,6 +154,7 @@ def target_changes(command: Callable[..., None]) -> Callable[..., None]:
         group_size: int | None,
         symmetric: bool | None,
         algorithm: str | None,
+        rotate: bool | None,
         kv_cache: str | None,
         context: int | None,
         batch: int | None,
@@ -159,6 +169,7 @@ def target_changes(command: Callable[..., None]) -> Callable[..., None]:
             group_size=group_size,
             symmetric=symmetric,
             algorithm=algorithm,
+            rotate=rotate,
             kv_cache=kv_cache,
             context=context,
             batch=batch,

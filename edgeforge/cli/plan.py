@@ -100,7 +100,7 @@ def _show(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference:
 
 def plan_text(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference: str) -> str:
     """The plan for people: the model, its weights, the memory budget, and what would fit."""
-    from edgeforge.cli.report import algorithm_text
+    from edgeforge.cli.report import algorithm_text, rotation_fields
     from edgeforge.cli.text import fields
     from edgeforge.hardware import ENGINES
 
@@ -116,6 +116,7 @@ def plan_text(plan: "BuildPlan", alternatives: tuple["Alternative", ...], refere
             f"{target.kv_cache} KV cache",
         ),
         ("codes", algorithm_text(target.algorithm)),
+        *rotation_fields(plan),
         ("context", f"{target.context:,} tokens{batch}"),
     ]
     sections = [fields(head), _weights_text(plan), _memory_text(plan), fields(_outcome(plan))]
@@ -229,6 +230,7 @@ def plan_document(plan: "BuildPlan", alternatives: tuple["Alternative", ...], re
         "scheme": target.scheme,
         "group_size": target.group_size,
         "algorithm": target.algorithm,
+        "rotate": target.rotate,
         "context_tokens": target.context,
         "batch_sequences": target.batch,
         "engine": target.engine,

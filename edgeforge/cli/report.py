@@ -45,6 +45,7 @@ def plan_fields(plan: "BuildPlan") -> list[tuple[str, str]]:
     return [
         ("stored as", stored_text(plan)),
         ("codes", algorithm_text(target.algorithm)),
+        *rotation_fields(plan),
         (
             "memory",
             f"{bytes_text(memory.total_bytes)} of {bytes_text(memory.available_bytes)} planned on {target.name}, "
@@ -111,6 +112,22 @@ ALGORITHM_TEXTS = {
 def algorithm_text(algorithm: str) -> str:
     """How codes are chosen, in words."""
     return ALGORITHM_TEXTS[algorithm]
+
+
+def rotation_fields(plan: "BuildPlan") -> list[tuple[str, str]]:
+    """That the residual stream is turned, and what the output head takes, which is then never the embedding."""
+    from edgeforge.planning import weight_rows
+
+    if not plan.target.rotate:
+        return []
+    head = sum(row.stored_bytes for row in weight_rows(plan) if row.role == "lm_head")
+    return [
+        (
+            "rotation",
+            "residual stream, by a randomized Hadamard matrix; the output head, apart from the embedding, takes "
+            f"{bytes_text(head)}",
+        )
+    ]
 
 
 def validation_fields(report: "ValidationReport") -> list[tuple[str, str]]:
@@ -200,6 +217,7 @@ def plan_document(plan: "BuildPlan") -> dict[str, object]:
         "scheme": plan.target.scheme,
         "group_size": plan.target.group_size,
         "algorithm": plan.target.algorithm,
+        "rotate": plan.target.rotate,
         "context": plan.target.context,
         "memory_bytes": memory.total_bytes,
         "weights_bytes": memory.weights_bytes,

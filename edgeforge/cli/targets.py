@@ -113,6 +113,7 @@ def target_text(target: "Target") -> str:
         ("why", target.reason or "the file does not say"),
         ("scheme", f"{target.scheme}, {groups}" if groups else target.scheme),
         ("algorithm", algorithm_text(target.algorithm)),
+        ("rotation", "of the residual stream" if target.rotate else "none"),
         ("output head", target.lm_head),
         ("embedding", target.embedding),
         ("activations", target.activations),

@@ -63,6 +63,12 @@ _RULES: tuple[tuple[str, Callable[[Target, BackendFacts], bool], str], ...] = (
         "embedding {target.embedding} must be an integer scheme or the activations' {target.activations}",
     ),
     (
+        "rotate",
+        lambda target, backend: not (target.rotate and SCHEMES[target.scheme].is_float),
+        "a rotation helps weights that are rounded to codes, and scheme {target.scheme} rounds none; "
+        "leave out --rotate, or use another --scheme",
+    ),
+    (
         "symmetric",
         lambda target, backend: target.symmetric or not backend.symmetric_only or SCHEMES[target.scheme].is_float,
         "backend {target.backend} stores no zero points; use --symmetric",

@@ -48,8 +48,10 @@ class Fields:
             raise self._wrong(key, f"a number above {above:g}{limit}", value)
         return float(value)
 
-    def flag(self, key: str) -> bool:
-        value = self._value(key)
+    def flag(self, key: str, *, default: bool | None = None) -> bool:
+        """Without a `default`, the key must be there."""
+        self._asked.add(key)
+        value = default if default is not None and key not in self._table else self._value(key)
         if not isinstance(value, bool):
             raise self._wrong(key, "true or false", value)
         return value

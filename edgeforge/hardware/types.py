@@ -62,6 +62,7 @@ class Target:
     group_size, symmetric       of every integer scheme in the target, before `effective_group_size`
     activations, kv_cache       number format of what flows between linears, and of the cached keys and values
     algorithm                   how codes are chosen (see ALGORITHMS), or `auto`: the best that there is for them
+    rotate                      whether the residual stream is turned before codes are chosen
     context                     longest prompt and answer together, in tokens, per sequence
     batch                       sequences at once
     tensor_parallel             cards that share every layer
@@ -88,6 +89,7 @@ class Target:
     default_model: str
     gate: Gate
     algorithm: str = "auto"
+    rotate: bool = False
 
     @property
     def cards(self) -> int:

@@ -71,7 +71,7 @@ def _hartley(order: int) -> Floats:
 
 def _mixed(x: Floats, odd: Floats) -> Floats:
     """C x of [m, L], summed in order."""
-    total = odd[0, :, None] * x[0]
+    total: Floats = odd[0, :, None] * x[0]
     for row, coefficients in zip(x[1:], odd[1:], strict=True):
         total += coefficients[:, None] * row
     return total

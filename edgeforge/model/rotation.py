@@ -40,17 +40,12 @@ def rotated(checkpoint: Checkpoint, seed: int = SEED) -> "RotatedCheckpoint":
     return RotatedCheckpoint(checkpoint, seed)
 
 
-def rotated_architecture(architecture: "LlamaArchitecture") -> "LlamaArchitecture":
-    """What a rotation leaves of it: all but the tie between embedding and output head."""
-    return replace(architecture, tie_word_embeddings=False)
-
-
 class RotatedCheckpoint:
     """A Checkpoint; `original` is the one that it turns. Tensors are float32 and lie on no grid."""
 
     def __init__(self, original: Checkpoint, seed: int) -> None:
         self.original = original
-        self.architecture = rotated_architecture(original.architecture)
+        self.architecture: LlamaArchitecture = replace(original.architecture, tie_word_embeddings=False)
         self._q = orthogonal(original.architecture.hidden_size, seed)
         self._seed = seed
         self._kept = _Kept()
@@ -70,6 +65,11 @@ class RotatedCheckpoint:
         """Tells it from the original, and from its other rotations."""
         told = f"{self.original.fingerprint} turned by {KIND}, seed {self._seed}"
         return f"sha256:{hashlib.sha256(told.encode()).hexdigest()}"
+
+    @property
+    def document(self) -> dict[str, object]:
+        """For the manifest: which matrix turned it, and whether that cost the tie to the output head."""
+        return {"kind": KIND, "seed": self._seed, "unties_lm_head": self.original.architecture.tie_word_embeddings}
 
     @property
     def source(self) -> Source:

@@ -20,11 +20,12 @@ from edgeforge import bundle as bundles
 from edgeforge.errors import MissingDependency, OutOfResources, UsageError
 from edgeforge.hardware import Target, profile_to_json, target_to_json, with_algorithm
 from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
+from edgeforge.model.rotation import RotatedCheckpoint, rotated
 from edgeforge.pipeline import budget as budgeting
 from edgeforge.pipeline import calibrated, device, records, scales_file
 from edgeforge.pipeline.calibration import check_source, is_text, load_or_measure, part_of
 from edgeforge.pipeline.walk import Consumer, available_cores, walk
-from edgeforge.planning import BuildPlan, apply_overrides, make_plan
+from edgeforge.planning import BuildPlan, apply_overrides, make_plan, weight_rows
 from edgeforge.quantization.calibration import EMPTY, Calibration
 from edgeforge.runtime.integrity import sha256_of
 from edgeforge.runtime.manifest import Determinism, EngineRecord, Manifest, ModelRecord, Requirements
@@ -80,11 +81,13 @@ class BuildOptions:
 class Prepared:
     """Everything that can be known before a weight is read, and then what calibration found for the plan.
 
+    `original`: what the bundle has to answer like; `checkpoint`: what is quantized, the same or its rotation.
     `builder` is None where no engine is built: none is wanted, or the device has to do it. `learned`: the codes, where
     they were chosen on text. `spent`: what a budget bought.
     """
 
     plan: BuildPlan
+    original: Checkpoint
     checkpoint: Checkpoint
     builder: "Builder | None" = None
     calibration: Calibration = EMPTY
@@ -137,12 +140,17 @@ def prepare_all(options: Sequence[BuildOptions]) -> tuple[Prepared, ...]:
     for plan in plans:
         backends.load(plan.target.backend).check(plan)
     source = None if first.calibration == "none" else first.calibration
+    if len({plan.target.rotate for plan in plans}) > 1:
+        raise UsageError(
+            "one pass rotates the model for all its targets or for none", hint="add --rotate or --no-rotate for all"
+        )
     budgeting.check(plans, first.budget)
     calibrated.check(plans, first.device)
     check_source(plans, source, wanted=first.calibration != "none", save=first.save_calibration)
     checkpoint.tokenizer  # noqa: B018 - reading it checks it, before the work
+    quantized = rotated(checkpoint) if plans[0].target.rotate else checkpoint
     return tuple(
-        Prepared(plan=plan, checkpoint=checkpoint, builder=builder)
+        Prepared(plan=plan, original=checkpoint, checkpoint=quantized, builder=builder)
         for plan, builder in zip(plans, builders, strict=True)
     )
 
@@ -189,6 +197,8 @@ def build_all(options: Sequence[BuildOptions], *, progress: Progress, log: Log =
         bundles.check_destination(each.out)
     prepared = prepare_all(options)
     _check_disk(options, prepared)
+    for ready in prepared:
+        _tell_untied(ready, log)
     with ExitStack() as stack:
         stagings = [stack.enter_context(bundles.staging_directory(each.out)) for each in options]
         prepared = _allocate(options[0], prepared, progress, log)
@@ -237,6 +247,15 @@ def _check_disk(options: Sequence[BuildOptions], prepared: Sequence[Prepared]) -
                 f"{what} {size / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB free",
                 hint="free some space, or choose a folder on another disk with --out",
             )
+
+
+def _tell_untied(prepared: Prepared, log: Log) -> None:
+    if prepared.original.architecture.tie_word_embeddings and not prepared.plan.architecture.tie_word_embeddings:
+        head = sum(row.stored_bytes for row in weight_rows(prepared.plan) if row.role == "lm_head")
+        log(
+            "the output head was the embedding, which it cannot be in a rotated model: stored apart, it takes "
+            f"{head:,} bytes more"
+        )
 
 
 def _allocate(
@@ -380,7 +399,7 @@ def _finish_while_hashing(weights: Sequence[Path], finish: Callable[[], object])
 
 
 def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progress) -> Manifest:
-    plan, checkpoint = prepared.plan, prepared.checkpoint
+    plan, checkpoint, quantized = prepared.plan, prepared.original, prepared.checkpoint
     return bundles.assemble(
         staging,
         target=target_to_json(plan.target),
@@ -390,6 +409,7 @@ def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progres
             prepared.calibration,
             None if prepared.learned is None else prepared.learned.samples,
             None if prepared.spent is None else prepared.spent.document(),
+            quantized.document if isinstance(quantized, RotatedCheckpoint) else None,
         ),
         source=records.source_record(checkpoint),
         model=model.record,
@@ -407,7 +427,7 @@ def _validate(options: BuildOptions, prepared: Prepared, staging: Path, progress
 
     report = validate(
         staging,
-        prepared.checkpoint,
+        prepared.original,
         gate=prepared.plan.target.gate,
         chunks=options.chunks,
         threads=options.threads,

@@ -52,8 +52,12 @@ def plan_record(
     calibration: Calibration,
     samples: CalibrationTokens | None = None,
     allocation: Mapping[str, object] | None = None,
+    rotation: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """The plan, and what its codes and scales of activations were found with; the plan's reader passes over that."""
+    """The plan, and what its codes and scales of activations were found with; the plan's reader passes over that.
+
+    `rotation`: of the checkpoint that was quantized.
+    """
     document, told = plan_to_json(plan), dict[str, object]()
     if calibration.inputs:
         told |= {"tokens": calibration.tokens, "text_sha256": calibration.text_sha256}
@@ -62,6 +66,7 @@ def plan_record(
         told |= {"samples": count, "length": length, "seed": samples.seed}
         told |= {"tokens": samples.ids.size, "text_sha256": samples.text_sha256}
     document |= {"calibration": told} if told else {}
+    document |= {"rotation": dict(rotation)} if rotation else {}
     return document | ({"allocation": dict(allocation)} if allocation else {})
 
 

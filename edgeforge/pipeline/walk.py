@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from edgeforge.backends import Rows
 from edgeforge.errors import UnusableInput
-from edgeforge.model.checkpoint import Checkpoint, LazyTensor, StoredGrid
+from edgeforge.model.checkpoint import Checkpoint, LazyTensor
 from edgeforge.model.magnitude import largest
 from edgeforge.planning import fused_blocks
+from edgeforge.planning import lies_on as lies_on
 from edgeforge.quantization.quantize import Algorithm, quantize
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor
 
@@ -260,15 +261,6 @@ def _stored(piece: _Piece, scheme: QuantizationScheme) -> QuantizedTensor:
     return QuantizedTensor(
         scheme=scheme, codes=stored.codes, scales=stored.scales, offsets=_rounded(stored.offsets, scheme)
     )
-
-
-def lies_on(grid: StoredGrid | None, scheme: QuantizationScheme) -> bool:
-    """Whether codes on the checkpoint's grid are codes of the scheme."""
-    if scheme.code_format != "int" or scheme.activations != "none":
-        return False
-    if grid is None or (grid.bits, grid.group_size, grid.offset) != (scheme.bits, scheme.group_size, scheme.offset):
-        return False
-    return scheme.offset or scheme.symmetric
 
 
 def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from edgeforge.planning.fit import Alternative, PlanDoesNotFit, make_plan, max_c
 from edgeforge.planning.memory import MemoryBudget, matrix_bytes
 from edgeforge.planning.overrides import apply_overrides
 from edgeforge.planning.plan import BuildPlan, draft_plan
-from edgeforge.planning.schemes import EMBEDDING, block_name, choose_schemes, fused_blocks, scale_copies
+from edgeforge.planning.schemes import EMBEDDING, block_name, choose_schemes, fused_blocks, lies_on, scale_copies
 from edgeforge.planning.serial import plan_from_json, plan_to_json, scheme_key
 from edgeforge.planning.summary import WeightRow, weight_rows
 
@@ -20,6 +20,7 @@ __all__ = [
     "choose_schemes",
     "draft_plan",
     "fused_blocks",
+    "lies_on",
     "make_plan",
     "matrix_bytes",
     "max_context",

@@ -10,7 +10,7 @@ from edgeforge.hardware import Target, reads_text, with_algorithm
 from edgeforge.model.architecture import LlamaArchitecture
 from edgeforge.model.checkpoint import StoredGrid
 from edgeforge.planning.memory import MemoryBudget, WeightBytes, budget, bundle_bytes, kv_cache_bytes, weight_bytes
-from edgeforge.planning.schemes import choose_schemes
+from edgeforge.planning.schemes import check_rotation, choose_schemes
 from edgeforge.quantization.scheme import QuantizationScheme
 
 
@@ -18,6 +18,7 @@ from edgeforge.quantization.scheme import QuantizationScheme
 class BuildPlan:
     """What will be built and what it will take.
 
+    architecture         the model's; of a rotated one, with the output head apart from the embedding
     target               as asked for, its context cut to what the model can do, its algorithm no longer `auto`
     schemes              one per linear, plus the embedding's, by tensor name
     memory               per card
@@ -62,6 +63,9 @@ def draft_plan(
     """
     target = with_algorithm(target)
     target = replace(target, context=min(target.context, architecture.max_position_embeddings))
+    if target.rotate:
+        check_rotation(architecture, target, stored or {})
+        architecture, target, stored = *_untied(architecture, target), None
     if schemes is None:
         schemes = choose_schemes(architecture, target, stored or {})
     weights = weight_bytes(architecture, target, schemes)
@@ -73,6 +77,13 @@ def draft_plan(
         disk_bytes=bundle_bytes(architecture, weights),
         decode_tokens_per_s=_decode_tokens_per_s(architecture, target, weights),
     )
+
+
+def _untied(architecture: LlamaArchitecture, target: Target) -> tuple[LlamaArchitecture, Target]:
+    """What a rotation leaves of the two: a head that was the embedding stays stored as that is, but apart from it."""
+    if not architecture.tie_word_embeddings:
+        return architecture, target
+    return replace(architecture, tie_word_embeddings=False), replace(target, lm_head=target.embedding)
 
 
 def _decode_tokens_per_s(architecture: LlamaArchitecture, target: Target, weights: WeightBytes) -> float:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
 
-from edgeforge.errors import UnusableInput
+from edgeforge.errors import UnusableInput, UsageError
 from edgeforge.hardware import BACKENDS, SCHEMES, Target
 from edgeforge.model.architecture import Linear, LlamaArchitecture
 from edgeforge.model.checkpoint import StoredGrid
@@ -127,6 +127,28 @@ def _as_scheme(grid: StoredGrid, wanted: str, in_features: int, target: Target) 
                 scale_dtype=target.activations,
             )
     return None
+
+
+def lies_on(grid: StoredGrid | None, scheme: QuantizationScheme) -> bool:
+    """Whether codes on the checkpoint's grid are codes of the scheme."""
+    if scheme.code_format != "int" or scheme.activations != "none":
+        return False
+    if grid is None or (grid.bits, grid.group_size, grid.offset) != (scheme.bits, scheme.group_size, scheme.offset):
+        return False
+    return scheme.offset or scheme.symmetric
+
+
+def check_rotation(architecture: LlamaArchitecture, target: Target, stored: Mapping[str, StoredGrid]) -> None:
+    """UsageError where the target rotates linears whose stored integers it would otherwise keep as they are."""
+    if not (target.rotate and stored):
+        return
+    schemes = choose_schemes(architecture, target, stored)
+    kept = [name for name, scheme in schemes.items() if name != EMBEDDING and lies_on(stored.get(name), scheme)]
+    if kept:
+        raise UsageError(
+            f"the checkpoint holds {kept[0]} as the integers that would be stored, which a rotation would round anew",
+            hint="leave out --rotate, or build from the model that the file was quantized from",
+        )
 
 
 def scale_copies(block: str, scheme: QuantizationScheme, in_features: int, target: Target) -> int:

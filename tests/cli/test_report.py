@@ -188,6 +188,7 @@ def test_the_plans_headline_has_units(result: BuildResult) -> None:
     assert set(plan_document(result.plan)) == {
         "backend",
         "algorithm",
+        "rotate",
         "engine",
         "scheme",
         "group_size",
