@@ -128,6 +128,8 @@ ABLATION = (
     _step("awq", "AWQ", "--algorithm", "awq"),
     _step("gptq", "GPTQ", "--algorithm", "gptq"),
     _step("awq-gptq", "AWQ + GPTQ", "--algorithm", "awq+gptq"),
+    _step("rotation-rtn", "rotation + round-to-nearest", "--algorithm", "rtn", "--rotate"),
+    _step("rotation", "rotation + GPTQ", "--algorithm", "gptq", "--rotate"),
     _auto(92_000_000, F16, "search", "ablation"),
     _auto(92_000_000, "cpu", "gptq", "ablation"),
 )
