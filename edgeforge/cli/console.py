@@ -75,9 +75,9 @@ def explain(error: BaseException) -> Failure:
         case click.ClickException():
             return _explain_usage(error)
         case Terminated():
-            return Failure(exit_code=128 + error.number, message="terminated, nothing was left behind")
+            return Failure(exit_code=128 + error.number, message=f"terminated, {_left(error)}")
         case KeyboardInterrupt() | click.Abort():
-            return Failure(exit_code=130, message="interrupted, nothing was left behind")
+            return Failure(exit_code=130, message=f"interrupted, {_left(error)}")
         case MemoryError():
             return Failure(exit_code=8, message="out of memory", hint="close other programs, or use a larger machine")
         case ModuleNotFoundError() if error.name and not error.name.startswith("edgeforge"):
@@ -86,6 +86,11 @@ def explain(error: BaseException) -> Failure:
             return _explain_os(error) or _bug(error)
         case _:
             return _bug(error)
+
+
+def _left(error: BaseException) -> str:
+    """What the interrupted work says it left, else that it left nothing."""
+    return next(iter(getattr(error, "__notes__", [])), "nothing was left behind")
 
 
 def show_failure(failure: Failure) -> None:

@@ -40,6 +40,8 @@ COMMANDS: Mapping[str, Entry] = {
     "validate": Entry(module="validate", attribute="validate", summary="Compare a bundle with its original."),
     "bench": Entry(module="bench", attribute="bench", summary="Measure a bundle's speed and memory."),
     "verify": Entry(module="verify", attribute="verify", summary="Check every byte of a bundle."),
+    "publish": Entry(module="publish", attribute="publish", summary="Publish bundles to a registry."),
+    "pull": Entry(module="pull", attribute="pull", summary="Fetch a published bundle, verified."),
     "inspect": Entry(module="inspect", attribute="inspect", summary="Show what a model or bundle holds."),
     "targets": Entry(module="targets", attribute="targets", summary="List targets, or show one."),
     "doctor": Entry(module="doctor", attribute="doctor", summary="Check what this machine can build and run."),

@@ -21,6 +21,8 @@ SAYS = {
     "hash": "Hashing",
     "validate": "Validating",
     "verify": "Verifying",
+    "upload": "Uploading",
+    "download": "Downloading",
     "measure": "Measuring",
 }
 

@@ -1,0 +1,67 @@
+"""`edgeforge publish`: bundles to where devices get them."""
+
+from pathlib import Path
+
+import click
+
+from edgeforge.cli import options, transfer_options
+
+
+@click.command()
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("reference", metavar="REF")
+@click.option("--add", is_flag=True, help="Keep what other targets have under REF, and add or replace these.")
+@transfer_options.plain_http_option
+@transfer_options.attempts_option
+@transfer_options.chunk_option
+@options.json_option
+@options.quiet_option
+def publish(
+    bundles: tuple[Path, ...],
+    reference: str,
+    add: bool,
+    plain_http: bool,
+    attempts: int,
+    chunk_mib: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Verify each BUNDLE and publish it under REF: oci://host/name:tag.
+
+    A file that is there already, under whatever name, is not sent again; an interrupted push goes on where it
+    stopped. Several bundles, of one target each, become one OCI index. Credentials are those of `docker login`.
+
+    \b
+    Examples:
+      edgeforge publish artifacts/demo-cpu oci://registry.example.com/models/demo:1.0
+      edgeforge publish artifacts/demo-cpu artifacts/demo-rtx4090 oci://registry.example.com/models/demo:1.0
+      edgeforge publish artifacts/demo-l4 oci://registry.example.com/models/demo:1.0 --add
+    """
+    from edgeforge import publish as publishing
+    from edgeforge.cli.console import emit_json
+    from edgeforge.cli.progress import Progress
+    from edgeforge.cli.text import bytes_text
+
+    wire = publishing.Wire(plain_http=plain_http, attempts=attempts, chunk_bytes=chunk_mib << 20)
+    with Progress(quiet=quiet or as_json) as progress:
+        done = publishing.publish(bundles, reference, wire=wire, add=add, progress=progress)
+    if as_json:
+        emit_json(
+            {
+                "reference": reference,
+                "digest": done.digest,
+                "targets": list(done.targets),
+                "files": done.files,
+                "size_bytes": done.size_bytes,
+                "sent_bytes": done.sent_bytes,
+                "present_bytes": done.present_bytes,
+                "mounted_bytes": done.mounted_bytes,
+            }
+        )
+        return
+    spared = done.present_bytes + done.mounted_bytes
+    click.echo(f"{reference}@{done.digest}")
+    click.echo(
+        f"{done.files} files for {', '.join(done.targets)}: sent {bytes_text(done.sent_bytes)}"
+        f" of {bytes_text(done.size_bytes)}" + (f", {bytes_text(spared)} was there" if spared else "")
+    )

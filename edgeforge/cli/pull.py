@@ -1,0 +1,87 @@
+"""`edgeforge pull`: a published bundle, proven before it is in place."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeforge.cli import options, transfer_options
+
+if TYPE_CHECKING:
+    from edgeforge.runtime.manifest import Manifest
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--platform",
+    default="auto",
+    metavar="NAME",
+    help="Which target to take where REF has several.  [default: auto, the best that runs on this machine]",
+)
+@transfer_options.plain_http_option
+@transfer_options.attempts_option
+@options.json_option
+@options.quiet_option
+def pull(
+    reference: str, folder: Path, platform: str, plain_http: bool, attempts: int, as_json: bool, quiet: bool
+) -> None:
+    """Fetch the bundle under REF into DIR: oci://host/name:tag, or oci://host/name@sha256:...
+
+    Every byte is verified while it arrives, and DIR is there when all of them are right. A bundle already in DIR is
+    replaced, and what it shares with the new one is not fetched. An interrupted pull goes on where it stopped.
+
+    \b
+    Examples:
+      edgeforge pull oci://registry.example.com/models/demo:1.0 models/demo
+      edgeforge pull oci://registry.example.com/models/demo:1.0 models/demo --platform rtx4090
+    """
+    from edgeforge import publish as publishing
+    from edgeforge.cli.console import emit_json, note
+    from edgeforge.cli.progress import Progress
+    from edgeforge.cli.text import bytes_text
+    from edgeforge.runtime.variants import choose_variant, this_machine
+
+    refused: dict[str, str] = {}
+
+    def choose(manifests: "Mapping[str, Manifest]") -> str:
+        variants = choose_variant(manifests, this_machine())
+        refused.update(variants.refused)
+        return variants.best
+
+    wire = publishing.Wire(plain_http=plain_http, attempts=attempts)
+    with Progress(quiet=quiet or as_json) as progress:
+        done = publishing.pull(
+            reference,
+            folder,
+            wire=wire,
+            platform=None if platform == "auto" else platform,
+            choose=choose,
+            progress=progress,
+        )
+    if as_json:
+        emit_json(
+            {
+                "bundle": str(folder),
+                "reference": reference,
+                "digest": done.digest,
+                "target": done.target,
+                "refused": refused,
+                "files": done.files,
+                "size_bytes": done.size_bytes,
+                "received_bytes": done.received_bytes,
+                "resumed_bytes": done.resumed_bytes,
+                "reused_bytes": done.reused_bytes,
+            }
+        )
+        return
+    if not quiet:
+        for target, reason in refused.items():
+            note(f"not {target}: {reason}")
+    spared = done.resumed_bytes + done.reused_bytes
+    click.echo(
+        f"{folder}: {done.files} files for {done.target}, {bytes_text(done.size_bytes)}, every hash matches;"
+        f" received {bytes_text(done.received_bytes)}" + (f", {bytes_text(spared)} was here" if spared else "")
+    )

@@ -1,0 +1,154 @@
+"""A bundle out of a registry: the manifest, what is missing of its files, and a rename when all of it is proven."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeforge.bundle import check_destination, publish_directory
+from edgeforge.errors import IntegrityError, UnusableInput, UsageError
+from edgeforge.publish.arrival import (
+    Arrival,
+    arrival,
+    assemble,
+    check_layers,
+    check_room,
+    forget_others,
+    older_files,
+    reuse,
+)
+from edgeforge.publish.artifact import INDEX_TYPE, Layer, layers_from, target_name
+from edgeforge.publish.download import fetch_blob, fetch_bytes
+from edgeforge.publish.index import variants_from
+from edgeforge.publish.manifests import Fetched, fetch_manifest
+from edgeforge.publish.registry import Registry
+from edgeforge.runtime.manifest import MANIFEST_NAME, Manifest, manifest_from_json
+
+Progress = Callable[[int, int], None]
+Check = Callable[[Path], None]
+# Manifests by target -> the target that this machine runs; raises where there is none.
+Choose = Callable[[Mapping[str, Manifest]], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """What a pull came to. `received_bytes` came over the wire, `resumed_bytes` were left by a pull that was cut,
+    `reused_bytes` are files of the bundle that was at the destination.
+    """
+
+    digest: str
+    target: str
+    files: int
+    size_bytes: int
+    received_bytes: int
+    resumed_bytes: int
+    reused_bytes: int
+
+
+def pull(
+    registry: Registry,
+    destination: Path,
+    *,
+    platform: str | None,
+    choose: Choose,
+    check: Check = lambda bundle: None,
+    progress: Progress = lambda done, total: None,
+) -> Pulled:
+    """The bundle is at `destination` afterwards, in the place of the one that was there; or nothing has changed.
+
+    `platform` names the target to take from an index; without it, `choose` decides. `check` sees the complete bundle
+    before it is in place, and refuses it by raising.
+    """
+    check_destination(destination, replace=True)
+    if destination.is_symlink():
+        raise UsageError(f"{destination} is a link", hint="name the folder it points to")
+    found = _chosen(registry, platform, choose)
+    layers = layers_from(found.content)
+    manifest = check_layers(_manifest_json(registry, layers), layers)
+    if platform is not None and target_name(manifest) != platform:
+        raise _no_such(registry, platform, [target_name(manifest)])
+    with arrival(destination) as room:
+        counts = _receive(registry, room, layers, older_files(destination), progress)
+        bundle = assemble(room, layers)
+        check(bundle)
+        publish_directory(bundle, destination, replace=True)
+    return Pulled(
+        digest=found.digest,
+        target=target_name(manifest),
+        files=len(layers),
+        size_bytes=sum(layer.blob.size for layer in layers),
+        received_bytes=counts.received,
+        resumed_bytes=counts.resumed,
+        reused_bytes=counts.reused,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Counts:
+    received: int = 0
+    resumed: int = 0
+    reused: int = 0
+
+
+def _chosen(registry: Registry, platform: str | None, choose: Choose) -> Fetched:
+    """The manifest of one bundle: the only one under the reference, or a variant of the index that is there."""
+    found = fetch_manifest(registry, registry.reference.place)
+    if found.media_type != INDEX_TYPE:
+        return found
+    variants = {variant.target: variant.descriptor.digest for variant in variants_from(found.content)}
+    if platform is not None and platform not in variants:
+        raise _no_such(registry, platform, list(variants))
+    if platform is None:
+        fetched = {target: fetch_manifest(registry, digest) for target, digest in variants.items()}
+        layers = {target: layers_from(one.content) for target, one in fetched.items()}
+        manifests = {target: manifest_from_json(_manifest_json(registry, each)) for target, each in layers.items()}
+        return fetched[choose(manifests)]
+    return fetch_manifest(registry, variants[platform])
+
+
+def _no_such(registry: Registry, platform: str, there: list[str]) -> UnusableInput:
+    return UnusableInput(
+        f"{registry.reference} has nothing for {platform}", hint=f"it has {', '.join(sorted(there))}: name one of them"
+    )
+
+
+def _manifest_json(registry: Registry, layers: tuple[Layer, ...]) -> object:
+    for layer in layers:
+        if layer.path == MANIFEST_NAME:
+            try:
+                return json.loads(fetch_bytes(registry, layer.blob, name=MANIFEST_NAME))
+            except ValueError:
+                raise IntegrityError(f"{MANIFEST_NAME} is not JSON", hint="publish the bundle again") from None
+    raise UnusableInput(
+        f"{registry.reference} is an OCI artifact, and no bundle: it has no {MANIFEST_NAME}",
+        hint="`edgeforge publish` makes one that is",
+    )
+
+
+def _receive(
+    registry: Registry, room: Arrival, layers: tuple[Layer, ...], older: Mapping[str, Path], progress: Progress
+) -> _Counts:
+    """Every blob is in the room afterwards."""
+    blobs = {layer.blob.sha256: layer for layer in layers}
+    forget_others(room, blobs)
+    check_room(room, layers, older)
+    total, done = sum(layer.blob.size for layer in blobs.values()), 0
+    counts = _Counts()
+
+    def receive(count: int) -> None:
+        nonlocal done
+        counts.received += count
+        done += count
+        progress(min(done, total), total)
+
+    for sha256, layer in sorted(blobs.items(), key=lambda item: item[1].blob.size):
+        file = room.blob(sha256)
+        if sha256 in older and not file.exists() and reuse(older[sha256], file, sha256):
+            there = layer.blob.size
+            counts.reused += there
+        else:
+            there = fetch_blob(registry, layer.blob, file, name=layer.path, received=receive)
+            counts.resumed += there
+        done += there
+        progress(min(done, total), total)
+    return counts
