@@ -1,24 +1,24 @@
 """`--scheme auto`: bits, group size and zero points of every fused block, the best that a budget buys.
 
-`budget_options` says what each option takes and costs; `quantization.allocation` solves the knapsack exactly.
+`budget_options` says what each option takes, `budget_weighing` what it costs; `quantization.allocation` solves the
+knapsack exactly, and `budget_chosen` tells why.
 """
 
-import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeforge.backends.onnx.layout import weight_layout
 from edgeforge.errors import DoesNotFit, UsageError
 from edgeforge.model.checkpoint import Checkpoint
-from edgeforge.pipeline.budget_options import Item, items_of, losses_of
+from edgeforge.pipeline.budget_chosen import Chosen, chosen_of, summary
+from edgeforge.pipeline.budget_options import Item, items_of
+from edgeforge.pipeline.budget_weighing import Log, Progress, Weighing, weigh
 from edgeforge.pipeline.calibration_samples import read_samples
-from edgeforge.pipeline.calibration_source import CalibrationTokens
+from edgeforge.pipeline.layerwise import check_torch
 from edgeforge.planning import (
     BuildPlan,
     draft_plan,
@@ -26,16 +26,6 @@ from edgeforge.planning import (
 )
 from edgeforge.planning.memory import weight_bytes
 from edgeforge.quantization.allocation import Allocation, Option, within_bytes, within_loss
-
-if TYPE_CHECKING:
-    pass
-
-GRAM_SAMPLES, GRADIENT_SAMPLES = 32, 8
-"""Sequences: losses only have to be compared, and a layer's Gram matrix has far fewer figures than they have tokens."""
-
-Floats = NDArray[np.float32]
-Progress = Callable[[int, int], None]
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +48,10 @@ class Spent:
     divergence: float
     weights_bytes: int
     bound: float
+    blocks: tuple[Chosen, ...]
 
     def document(self) -> dict[str, object]:
-        """For the manifest: what was asked for, what is predicted, and how many tensors got which scheme."""
+        """For the manifest: what was asked for, what is predicted, and what was chosen."""
         counts = Counter(scheme_key(scheme) for scheme in self.plan.schemes.values())
         limits = {"max_bytes": self.budget.max_bytes, "max_divergence": self.budget.max_divergence}
         return {
@@ -69,12 +60,13 @@ class Spent:
             "predicted_divergence": self.divergence,
             "bound": self.bound,
             "tensors": dict(sorted(counts.items())),
+            "chosen": summary(self.blocks),
         }
 
 
 def check(plans: Sequence[BuildPlan], budget: Budget | None) -> None:
     """Before any work. Raises UsageError where the target's files cannot mix schemes or the limit is none, DoesNotFit
-    for too few bytes."""
+    for too few bytes, MissingDependency without torch."""
     if budget is None:
         return
     if len(plans) > 1:
@@ -85,6 +77,7 @@ def check(plans: Sequence[BuildPlan], budget: Budget | None) -> None:
             f"--scheme auto mixes integer schemes, which backend {target.backend} cannot store",
             hint="use --backend onnx, or name a scheme",
         )
+    check_torch("cpu")
     if (budget.max_bytes is None) == (budget.max_divergence is None):
         raise UsageError(
             "--scheme auto needs a limit, either on bytes or on divergence",
@@ -101,45 +94,21 @@ def check(plans: Sequence[BuildPlan], budget: Budget | None) -> None:
             )
 
 
-def spend(
-    checkpoint: Checkpoint,
-    plan: BuildPlan,
-    budget: Budget,
-    tokens: CalibrationTokens,
-    folder: Path,
-    *,
-    device: str,
-    threads: int,
-    progress: Progress,
-    log: Log,
-) -> Spent:
-    """The plan with the schemes that `budget` buys. Gram matrices are kept in `folder`, which the caller deletes.
-
-    Raises DoesNotFit for a budget that nothing meets, and what `collect_grams` raises.
-    """
-    from edgeforge.pipeline import sensitivity
-    from edgeforge.pipeline.layerwise import collect_grams
-
-    few = replace(tokens, ids=tokens.ids[:GRAM_SAMPLES])
-    grams = collect_grams(checkpoint, few, folder, device=device, threads=threads, progress=_part(progress, 0), log=log)
-    measured = sensitivity.measure(
-        checkpoint,
-        tokens.ids[:GRADIENT_SAMPLES],
-        folder / "gradients",
-        device=device,
-        threads=threads,
-        progress=_part(progress, 1),
-    )
-    items = items_of(plan)
-    losses = losses_of(checkpoint, plan, items, grams, measured, _part(progress, 2))
-    found, chosen = _solve(plan, items, losses, budget)
+def spend(plan: BuildPlan, weighing: Weighing, budget: Budget) -> Spent:
+    """The plan with the schemes that `budget` buys. Raises DoesNotFit for a budget that nothing meets."""
+    found, chosen = _solve(plan, weighing.items, weighing.losses, budget)
     if not chosen.memory.fits:
         raise DoesNotFit(
             f"{_file_bytes(chosen):,} bytes of weights do not fit {plan.target.profile.name}",
             hint="set a smaller --max-bytes, or a shorter --context",
         )
     return Spent(
-        plan=chosen, budget=budget, divergence=found.loss, weights_bytes=_file_bytes(chosen), bound=found.bound
+        plan=chosen,
+        budget=budget,
+        divergence=found.loss,
+        weights_bytes=_file_bytes(chosen),
+        bound=found.bound,
+        blocks=chosen_of(plan.architecture, weighing.items, weighing.losses, found.choices),
     )
 
 
@@ -148,24 +117,19 @@ def spend_on(
     plan: BuildPlan,
     budget: Budget,
     source: Path | None,
-    out: Path,
+    out: Path | None,
     *,
     device: str,
     threads: int,
     progress: Progress,
     log: Log,
 ) -> Spent:
-    """`spend` on the text of `source` (None: the default set), in a folder beside the bundle that is then deleted."""
-    folder = out.absolute().parent / f".{out.name}.budget"
+    """`spend` by what `weigh` finds on the text of `source` (None: the default set), for the bundle `out` (None: no
+    bundle is made)."""
+    folder = None if out is None else out.absolute().parent / f".{out.name}.budget"
     tokens = read_samples(checkpoint, source)
-    found = spend(checkpoint, plan, budget, tokens, folder, device=device, threads=threads, progress=progress, log=log)
-    shutil.rmtree(folder, ignore_errors=True)
-    return found
-
-
-def _part(progress: Progress, third: int) -> Progress:
-    """Of three parts that take about as long."""
-    return lambda done, total: progress(1000 * third + 1000 * done // max(total, 1), 3000)
+    weighing = weigh(checkpoint, plan, tokens, folder, device=device, threads=threads, progress=progress, log=log)
+    return spend(plan, weighing, budget)
 
 
 def _solve(

@@ -2,6 +2,7 @@
 is that small."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from built import all_rows, quiet
 from numpy.typing import NDArray
 
 from edgeforge.cli import main
-from edgeforge.errors import DoesNotFit, UsageError
+from edgeforge.errors import DoesNotFit, UnusableInput, UsageError
 from edgeforge.hardware import load_target
 from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
 from edgeforge.model.forward import forward
 from edgeforge.pipeline import BuildOptions, build, build_all
 from edgeforge.pipeline.budget import Budget, Spent, check, spend
-from edgeforge.pipeline.budget_options import items_of, losses_of
+from edgeforge.pipeline.budget_losses import drawn_rows, losses_of
+from edgeforge.pipeline.budget_options import items_of
+from edgeforge.pipeline.budget_weighing import Weighing, weigh
 from edgeforge.pipeline.calibration_samples import read_samples
 from edgeforge.pipeline.calibration_source import CalibrationTokens
 from edgeforge.planning import BuildPlan, apply_overrides, draft_plan, fused_blocks, plan_from_json
@@ -33,6 +36,15 @@ def unwatched(done: int, total: int) -> None:
 
 def unheard(line: str) -> None:
     """A log that nobody reads."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Not the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("EDGEFORGE_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +67,18 @@ def tokens(checkpoint: Checkpoint, text: Path) -> CalibrationTokens:
     return read_samples(checkpoint, text, samples=16)
 
 
+def weighed(checkpoint: Checkpoint, plan: BuildPlan, tokens: CalibrationTokens, threads: int = 2) -> Weighing:
+    return weigh(checkpoint, plan, tokens, None, device="cpu", threads=threads, progress=unwatched, log=unheard)
+
+
 @pytest.fixture(scope="module")
-def spent(
-    checkpoint: Checkpoint, plan: BuildPlan, tokens: CalibrationTokens, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, Spent]:
-    folder = tmp_path_factory.mktemp("grams") / "state"
-    return {
-        size: spend(
-            checkpoint,
-            plan,
-            Budget(max_bytes=size),
-            tokens,
-            folder,
-            device="cpu",
-            threads=threads,
-            progress=unwatched,
-            log=unheard,
-        )
-        for size, threads in ((200_000, 1), (240_000, 2), (280_000, 2))
-    }
+def weighing(checkpoint: Checkpoint, plan: BuildPlan, tokens: CalibrationTokens, cache: Path) -> Weighing:
+    return weighed(checkpoint, plan, tokens)
+
+
+@pytest.fixture(scope="module")
+def spent(plan: BuildPlan, weighing: Weighing) -> dict[int, Spent]:
+    return {size: spend(plan, weighing, Budget(max_bytes=size)) for size in (200_000, 240_000, 280_000)}
 
 
 def test_the_budget_is_kept_and_used(spent: dict[int, Spent]) -> None:
@@ -94,52 +99,194 @@ def test_fused_linears_share_a_scheme(spent: dict[int, Spent]) -> None:
 
 
 def test_the_number_of_threads_changes_nothing(
-    checkpoint: Checkpoint, plan: BuildPlan, tokens: CalibrationTokens, spent: dict[int, Spent], tmp_path: Path
+    checkpoint: Checkpoint, plan: BuildPlan, few: CalibrationTokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = spend(
-        checkpoint,
-        plan,
-        Budget(max_bytes=200_000),
-        tokens,
-        tmp_path / "state",
-        device="cpu",
-        threads=2,
-        progress=unwatched,
-        log=unheard,
-    )
-    assert again == spent[200_000]
+    monkeypatch.setattr("edgeforge.pipeline.budget_losses.ROWS", 48)
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path / str(threads)))
+        found.append(weighed(checkpoint, plan, few, threads))
+    assert found[0] == found[1]
 
 
-def test_a_divergence_buys_the_fewest_bytes(
-    checkpoint: Checkpoint, plan: BuildPlan, tokens: CalibrationTokens, spent: dict[int, Spent], tmp_path: Path
-) -> None:
+def test_a_divergence_buys_the_fewest_bytes(plan: BuildPlan, weighing: Weighing, spent: dict[int, Spent]) -> None:
     limit = spent[240_000].divergence
-    found = spend(
-        checkpoint,
-        plan,
-        Budget(max_divergence=limit),
-        tokens,
-        tmp_path / "state",
-        device="cpu",
-        threads=2,
-        progress=unwatched,
-        log=unheard,
-    )
+    found = spend(plan, weighing, Budget(max_divergence=limit))
     assert found.divergence <= limit
     assert 0.98 * 240_000 < found.weights_bytes <= 240_000 + 1000  # alignment is no part of what is minimised
     with pytest.raises(DoesNotFit, match=r"out of reach: 8 bits everywhere are predicted to have 0\.0") as raised:
-        spend(
-            checkpoint,
-            plan,
-            Budget(max_divergence=1e-7),
-            tokens,
-            tmp_path / "state",
-            device="cpu",
-            threads=2,
-            progress=unwatched,
-            log=unheard,
-        )
+        spend(plan, weighing, Budget(max_divergence=1e-7))
     assert "--max-divergence 0.0" in (raised.value.hint or "")
+
+
+def test_what_was_chosen_adds_up_and_the_next_smaller_way_would_cost_more(spent: dict[int, Spent]) -> None:
+    for size, found in spent.items():
+        told = found.document()["chosen"]
+        assert isinstance(told, list)
+        assert sum(each["predicted_loss"] for each in told) == pytest.approx(found.divergence)
+        assert 0.9 * size < sum(each["bytes"] for each in told) <= size
+        assert sum(each["blocks"] for each in told) == 1 + 4 * 5  # the embedding, and four matrices a layer
+        assert [each["block"] for each in told][:2] == ["embedding", "qkv"]
+        for block in found.blocks:
+            if block.smaller is not None:
+                assert block.smaller.bytes < block.chosen.bytes
+                assert block.smaller.loss > block.chosen.loss
+        assert any(block.smaller is None for block in found.blocks) or size > 200_000
+
+
+# rows that stand for others
+
+
+def test_rows_stand_for_all_importance_and_each_for_its_own_or_more() -> None:
+    importance = np.random.default_rng(0).gamma(0.2, size=5000).astype(np.float32)
+    importance[::3] = 0
+    rows, shares = drawn_rows(importance, 300)
+    assert len(rows) <= 300
+    assert np.isclose(shares.sum(), importance.sum(dtype=np.float64))
+    assert (importance[rows] > 0).all()
+    unit = importance.sum(dtype=np.float64) / 300
+    assert (np.abs(shares - importance[rows])[importance[rows] > unit] <= unit * 1.001).all()
+    values = np.random.default_rng(1).gamma(2.0, size=5000)
+    assert np.isclose(shares @ values[rows], importance @ values, rtol=0.1)
+
+
+def test_few_rows_stand_for_themselves() -> None:
+    importance = np.array([1, 0, 3], np.float32)
+    rows, shares = drawn_rows(importance, 3)
+    assert rows.tolist() == [0, 1, 2]
+    assert shares.tolist() == [1, 0, 3]
+    assert drawn_rows(np.zeros(9, np.float32), 3)[1].sum() == 0
+
+
+def test_some_rows_tell_what_all_rows_would(
+    checkpoint: Checkpoint,
+    plan: BuildPlan,
+    tokens: CalibrationTokens,
+    weighing: Weighing,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks here have 64 to 384 rows, and the embedding 512."""
+    monkeypatch.setattr("edgeforge.pipeline.budget_losses.ROWS", 48)
+    monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path))
+    few = weighed(checkpoint, plan, tokens)
+    budget = Budget(max_bytes=240_000)
+    exact, rough = spend(plan, weighing, budget), spend(plan, few, budget)
+    schemes = [each.chosen.scheme for each in rough.blocks]
+    cost = sum(
+        losses[item.schemes.index(scheme)]
+        for item, losses, scheme in zip(weighing.items, weighing.losses, schemes, strict=True)
+    )
+    assert cost < 1.05 * exact.divergence
+
+
+# what is kept
+
+
+class Counted:
+    """How often the model was run."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        from edgeforge.pipeline import sensitivity
+
+        self.runs, self.measure = 0, sensitivity.measure
+        patch.setattr(sensitivity, "measure", self)
+
+    def __call__(self, *arguments: object, **named: object) -> object:
+        self.runs += 1
+        return self.measure(*arguments, **named)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counted:
+    monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path / "cache"))
+    return Counted(monkeypatch)
+
+
+@pytest.fixture
+def few(tokens: CalibrationTokens) -> CalibrationTokens:
+    return replace(tokens, ids=tokens.ids[:2, :64])
+
+
+def test_a_model_is_weighed_once(
+    checkpoint: Checkpoint, plan: BuildPlan, few: CalibrationTokens, counted: Counted, tmp_path: Path
+) -> None:
+    first = weighed(checkpoint, plan, few)
+    assert weighed(checkpoint, plan, few) == first
+    assert counted.runs == 1
+    (kept,) = (tmp_path / "cache" / "weighing").iterdir()  # and nothing else
+    assert kept.suffix == ".json"
+    assert kept.stat().st_size < 100_000
+
+
+def test_whatever_decides_the_losses_is_weighed_anew(
+    checkpoint: Checkpoint,
+    plan: BuildPlan,
+    few: CalibrationTokens,
+    counted: Counted,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    f16 = draft_plan(plan.architecture, replace(plan.target, activations="f16"))
+    weighed(checkpoint, plan, few)
+    weighed(checkpoint, f16, few)
+    weighed(checkpoint, plan, replace(few, ids=few.ids[:, ::-1].copy()))
+    assert counted.runs == 3
+    longer = draft_plan(plan.architecture, replace(plan.target, context=77))
+    weighed(checkpoint, longer, few)
+    assert counted.runs == 3  # the context is no part of it
+    monkeypatch.setattr("edgeforge.pipeline.budget_weighing.WEIGHING", -1)
+    weighed(checkpoint, plan, few)
+    monkeypatch.setattr("edgeforge.pipeline.budget_weighing.__version__", "0.0.0")
+    weighed(checkpoint, plan, few)
+    assert counted.runs == 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "nan", "other", "list", "losses"])
+def test_a_damaged_cache_is_weighed_anew(
+    checkpoint: Checkpoint, plan: BuildPlan, few: CalibrationTokens, counted: Counted, tmp_path: Path, damage: str
+) -> None:
+    first = weighed(checkpoint, plan, few)
+    (kept,) = (tmp_path / "cache" / "weighing").glob("*.json")
+    text = kept.read_text()
+    told = json.loads(text)
+    spoiled = {
+        "cut": text[: len(text) // 2],
+        "empty": "",
+        "nan": json.dumps({**told, "losses": [[float("nan")] * len(each) for each in told["losses"]]}),
+        "other": json.dumps({**told, "key": {**told["key"], "model": "sha256:0"}}),
+        "list": "[]",
+        "losses": json.dumps({**told, "losses": told["losses"][1:]}),
+    }
+    kept.write_text(spoiled[damage])
+    assert weighed(checkpoint, plan, few) == first
+    assert counted.runs == 2
+    assert kept.read_text() == text
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(
+    checkpoint: Checkpoint,
+    plan: BuildPlan,
+    few: CalibrationTokens,
+    counted: Counted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path / "file" / "cache"))
+    said: list[str] = []
+    weigh(checkpoint, plan, few, None, device="cpu", threads=1, progress=unwatched, log=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("the weighed options could not be kept")
+    assert counted.runs == 1
+
+
+def test_weights_that_are_not_finite_are_refused(
+    checkpoint: Checkpoint, plan: BuildPlan, few: CalibrationTokens, counted: Counted
+) -> None:
+    name = "model.norm.weight"
+    broken = Changed(checkpoint, name, np.full(64, np.nan, np.float32))
+    with pytest.raises(UnusableInput, match="not finite"):
+        weighed(broken, plan, few)  # type: ignore[arg-type]
 
 
 # predictions
@@ -151,6 +298,7 @@ class Changed:
     def __init__(self, original: Checkpoint, name: str, values: NDArray[np.float32]) -> None:
         self.original, self.name, self.values = original, name, values
         self.architecture = original.architecture
+        self.names, self.fingerprint = original.names, original.fingerprint + " changed"
 
     def tensor(self, name: str):  # type: ignore[no-untyped-def]
         return Rounded(self.values) if name == self.name else self.original.tensor(name)
@@ -186,7 +334,7 @@ def test_the_loss_of_an_option_is_the_divergence_that_it_causes(
         checkpoint, tokens.ids, tmp_path / "gradients", device="cpu", threads=2, progress=unwatched
     )
     items = items_of(plan)
-    losses = losses_of(checkpoint, plan, items, grams, measured, unwatched)
+    losses = losses_of(checkpoint, plan, items, grams, measured, threads=2, progress=unwatched)
     before = [log_softmax(forward(checkpoint, ids)) for ids in tokens.ids[:4]]
     ratios = []
     for item, each in zip(items, losses, strict=True):
@@ -195,7 +343,7 @@ def test_the_loss_of_an_option_is_the_divergence_that_it_causes(
         scheme, name = item.schemes[0], item.names[0]
         values = dequantize(quantize(all_rows(checkpoint, name), scheme, algorithm="search"))
         changed = Changed(checkpoint, name, values)
-        after = [log_softmax(forward(changed, ids)) for ids in tokens.ids[:4]]  # type: ignore[arg-type]
+        after = [log_softmax(forward(changed, ids)) for ids in tokens.ids[:4]]
         pairs = zip(before, after, strict=True)
         divergence = float(np.mean([(np.exp(p) * (p - q)).sum(axis=-1) for p, q in pairs]))
         ratios.append(each[0] / divergence)
