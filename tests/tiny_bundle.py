@@ -164,6 +164,10 @@ def make_bundle(
     generation: GenerationRecord = GenerationRecord(),  # noqa: B008  (frozen)
     chat: bool = True,
     provider: str = "CPUExecutionProvider",
+    source: SourceRecord = SOURCE,
+    notices: Mapping[str, bytes] = MappingProxyType({}),
+    target: Mapping[str, object] = MappingProxyType({"name": "cpu"}),
+    plan: Mapping[str, object] = MappingProxyType({"stages": ["quantize"]}),
 ) -> Path:
     """A sealed bundle with graphs in `folder`, which is made."""
     model = folder / "model"
@@ -182,14 +186,14 @@ def make_bundle(
     )
     assemble(
         folder,
-        target={"name": "cpu"},
+        target=dict(target),
         profile={"name": "generic"},
-        plan={"stages": ["quantize"]},
-        source=SOURCE,
+        plan=dict(plan),
+        source=source,
         model=record,
         requirements=Requirements(packages={"onnxruntime": ">=1.23", "numpy": ">=1.26"}, provider=provider),
         determinism=Determinism(reproducible=True, note="same inputs, same bytes"),
-        notices={},
+        notices=notices,
     )
     return folder
 

@@ -1,5 +1,5 @@
-"""The directory a user deploys: its layout, manifest, licences, bill of materials, sums, and how it appears on the
-disk.
+"""The directory a user deploys: its layout, manifest, licences, provenance, bill of materials, card, sums, signature,
+and how it appears on the disk.
 
 `edgeforge.runtime` owns what reading needs (the manifest's dataclasses, verification); here is what writing needs. The
 JSON Schema of manifest.json is `manifest.schema.json` beside this file.
@@ -7,9 +7,11 @@ JSON Schema of manifest.json is `manifest.schema.json` beside this file.
 
 from pathlib import Path
 
-from edgeforge.bundle.assemble import assemble, runtime_files, seal
+from edgeforge.bundle.assemble import assemble, runtime_files
+from edgeforge.bundle.epoch import source_date
 from edgeforge.bundle.publish import check_destination, publish_directory, staging_directory
 from edgeforge.bundle.records import manifest_text, manifest_to_json
+from edgeforge.bundle.seal import seal
 from edgeforge.runtime.integrity import Level, Progress
 from edgeforge.runtime.integrity import verify as _verify
 from edgeforge.runtime.manifest import Manifest
@@ -22,6 +24,7 @@ __all__ = [
     "publish_directory",
     "runtime_files",
     "seal",
+    "source_date",
     "staging_directory",
     "verify",
 ]

@@ -1,16 +1,17 @@
-"""From a folder with model/ in it to a bundle: the runtime, licences, the bill of materials, the manifest, the sums."""
+"""From a folder with model/ in it to a bundle: the runtime, licences, provenance, the manifest; then what is sealed."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import edgeforge.runtime
 from edgeforge import __version__
+from edgeforge.bundle.epoch import source_date
 from edgeforge.bundle.licences import licence_files
+from edgeforge.bundle.provenance import provenance
 from edgeforge.bundle.records import json_text, manifest_text, role_of
-from edgeforge.bundle.sbom import sbom
-from edgeforge.runtime.integrity import REPORTS, SUMS_NAME, sha256_of, sums_text, tree
+from edgeforge.bundle.seal import seal
+from edgeforge.runtime.integrity import is_outside_manifest, sha256_of, tree
 from edgeforge.runtime.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -22,10 +23,9 @@ from edgeforge.runtime.manifest import (
     Requirements,
     SourceRecord,
     manifest_from_json,
-    read_manifest,
 )
 
-SBOM_NAME = "sbom.cdx.json"
+PROVENANCE_NAME = "provenance.json"
 
 
 def assemble(
@@ -52,9 +52,17 @@ def assemble(
         (staging / path).parent.mkdir(exist_ok=True)
         (staging / path).write_bytes(content)
     files = _file_records(staging, model, digests or {}, progress)
-    document = sbom(source=source, requirements=requirements, files=files, version=__version__)
-    (staging / SBOM_NAME).write_bytes(json_text(document).encode())
-    files[SBOM_NAME] = _record(staging, SBOM_NAME, model)
+    document = provenance(
+        source=source,
+        target=target,
+        plan=plan,
+        determinism=determinism,
+        files=files,
+        version=__version__,
+        built_at=source_date(),
+    )
+    (staging / PROVENANCE_NAME).write_bytes(json_text(document).encode())
+    files[PROVENANCE_NAME] = _record(staging, PROVENANCE_NAME, model)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         edgeforge_version=__version__,
@@ -73,22 +81,6 @@ def assemble(
     (staging / MANIFEST_NAME).write_bytes(text.encode())
     seal(staging)
     return manifest
-
-
-def seal(bundle: Path) -> None:
-    """Write SHA256SUMS over the manifest, the files it lists and reports/. Call it again after adding a report.
-
-    The manifest's hashes are taken as they stand, so sealing is quick; a file changed since then still fails
-    verification.
-    """
-    manifest = read_manifest(bundle)
-    digests = {path: record.sha256 for path, record in manifest.files.items()}
-    for path in tree(bundle):
-        if path == MANIFEST_NAME or path.startswith(REPORTS):
-            digests[path] = sha256_of(bundle / path)
-    partial = bundle / f".{SUMS_NAME}.partial"
-    partial.write_bytes(sums_text(digests).encode())
-    os.replace(partial, bundle / SUMS_NAME)
 
 
 def runtime_files() -> dict[str, bytes]:
@@ -110,8 +102,9 @@ def _file_records(
     digests: Mapping[str, str],
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, FileRecord]:
-    own = (MANIFEST_NAME, SUMS_NAME, SBOM_NAME)
-    sizes = {path: size for path, size in tree(staging).items() if path not in own and not path.startswith(REPORTS)}
+    sizes = {
+        path: size for path, size in tree(staging).items() if path != PROVENANCE_NAME and not is_outside_manifest(path)
+    }
     total = sum(sizes.values())
     done = 0
     records = {}

@@ -1,20 +1,23 @@
 """LICENSE and NOTICE: what a redistributor of the bundle must pass on."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from edgeforge.runtime.manifest import SourceRecord
 
-_NO_LICENCE = """\
+NO_LICENCE = """\
 The checkpoint that this bundle was made from came without a licence file.
 
 The weights, tokenizer and templates under model/ stay under the terms that their authors set: look there before
 you pass the bundle on. The code under runtime/ and __main__.py is licensed under the Apache License 2.0, see
 runtime/LICENSE.
 """
-
-
+BUILT_WITH_LLAMA = "Built with Llama"
 DEMO = "SmolLM2-135M-Instruct (EdgeForge's demo model)"
+
+_AGREEMENT = re.compile(r"(?i)llama (\d(?:\.\d)?) community license agreement")
+# Meta's own names and those of fine-tunes, which their licence wants to begin with Llama; not TinyLlama or open_llama.
+_NAME = re.compile(r"(?i)(?:^|[/-])llama-?(\d(?:\.\d)?)(?![.\d])")
 
 
 def licence_files(source: SourceRecord, notices: Mapping[str, bytes], *, version: str) -> dict[str, bytes]:
@@ -23,7 +26,7 @@ def licence_files(source: SourceRecord, notices: Mapping[str, bytes], *, version
     """
     licence = _licence_name(notices)
     own_notices = {name: text for name, text in notices.items() if name.upper().startswith("NOTICE")}
-    files = {"LICENSE": _NO_LICENCE.encode() if licence is None else notices[licence]}
+    files = {"LICENSE": NO_LICENCE.encode() if licence is None else notices[licence]}
     parts = [_origin(source, version=version, has_licence=licence is not None), *_llama(source, notices)]
     parts += [text.decode("utf-8", errors="replace").strip() for _, text in sorted(own_notices.items())]
     files["NOTICE"] = ("\n\n".join(parts) + "\n").encode()
@@ -31,6 +34,35 @@ def licence_files(source: SourceRecord, notices: Mapping[str, bytes], *, version
         if name != licence and name not in own_notices:
             files[f"licenses/{_plain(name)}"] = text
     return files
+
+
+def llama_version(source: SourceRecord, texts: Iterable[str]) -> str | None:
+    """Of which Llama the model is or is made, by the licence among `texts` or by its name: `3.1`; None for others.
+
+    A model of Meta's whose name tells no version gives an empty string.
+    """
+    agreement = _AGREEMENT.search("\n".join(texts))
+    if agreement:
+        return agreement.group(1)
+    name = source.name or ""
+    named = _NAME.search(name)
+    if named:
+        return named.group(1)
+    return "" if name.lower().startswith("meta-llama/") else None
+
+
+def has_agreement(texts: Iterable[str]) -> bool:
+    """Whether Meta's community licence itself is among the texts."""
+    return any(_AGREEMENT.search(text) for text in texts)
+
+
+def attribution(version: str) -> str:
+    """The sentence that Meta's community licences ask for in a NOTICE file."""
+    llama = f"Llama {version}".rstrip()
+    return (
+        f"{llama} is licensed under the {llama} Community License, Copyright © Meta Platforms, Inc. "
+        "All Rights Reserved."
+    )
 
 
 def _licence_name(notices: Mapping[str, bytes]) -> str | None:
@@ -56,18 +88,8 @@ def _origin(source: SourceRecord, *, version: str, has_licence: bool) -> str:
 
 def _llama(source: SourceRecord, notices: Mapping[str, bytes]) -> list[str]:
     """The attribution that Meta's community licences ask of whoever passes a Llama model on."""
-    name = source.name or ""
-    texts = "\n".join(text.decode("utf-8", errors="replace") for text in notices.values())
-    agreement = re.search(r"(?i)llama (\d(?:\.\d)?) community license agreement", texts)
-    if not (name.lower().startswith("meta-llama/") or agreement):
-        return []
-    found = agreement or re.search(r"(?i)llama-(\d(?:\.\d)?)", name)
-    version = f" {found.group(1)}" if found else ""
-    return [
-        "Built with Llama",
-        f"Llama{version} is licensed under the Llama{version} Community License, Copyright © Meta Platforms, Inc. "
-        "All Rights Reserved.",
-    ]
+    version = llama_version(source, [text.decode("utf-8", errors="replace") for text in notices.values()])
+    return [] if version is None else [BUILT_WITH_LLAMA, attribution(version)]
 
 
 def _plain(name: str) -> str:

@@ -9,7 +9,7 @@ _ROLES = {
     "LICENSE": "licence",
     "NOTICE": "notice",
     "__main__.py": "entry",
-    "sbom.cdx.json": "sbom",
+    "provenance.json": "provenance",
 }
 _SUFFIXES = {
     ".jinja": "chat_template",

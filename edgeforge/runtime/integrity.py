@@ -1,8 +1,11 @@
 """Is the bundle what its manifest says? Any changed, missing or extra byte is found, and the file is named.
 
 Two levels. `quick`, at every load: the size of every file, the hash of every file under 4 MB, missing and extra files.
-`full`, for `edgeforge verify`: every hash, and SHA256SUMS byte for byte, which covers the manifest and reports/ as
-well.
+`full`, for `edgeforge verify`: every hash, and SHA256SUMS byte for byte, which covers what the manifest does not: the
+manifest itself, and what is written again when a report is added (reports/, README.md, sbom.cdx.json).
+
+A signature, model.sig, covers SHA256SUMS, so that neither it nor the manifest can list it; whoever has the key checks
+it (`edgeforge verify --key`).
 
 Python writes `__pycache__` beside modules that a program imports, so an application that embeds BUNDLE/runtime leaves
 some in the bundle. `quick` overlooks `*.pyc` files in a `__pycache__` folder under runtime/, or embedding would break
@@ -22,6 +25,12 @@ from .manifest import MANIFEST_NAME, FileRecord, Manifest, is_safe_path, read_ma
 
 SUMS_NAME = "SHA256SUMS"
 REPORTS = "reports/"
+CARD_NAME = "README.md"
+SBOM_NAME = "sbom.cdx.json"
+SIGNATURE_NAME = "model.sig"
+# What the manifest does not list. All of it but the sums and the signature is in SHA256SUMS.
+OUTSIDE_MANIFEST = (MANIFEST_NAME, SUMS_NAME, CARD_NAME, SBOM_NAME, SIGNATURE_NAME)
+OUTSIDE_SUMS = (SUMS_NAME, SIGNATURE_NAME)
 QUICK_HASH_BYTES = 4 << 20
 BLOCK_BYTES = 1 << 20
 
@@ -120,13 +129,14 @@ def _tree_problems(manifest: Manifest, sizes: Mapping[str, int], level: Level) -
         if record is not None:
             if size != record.size:
                 problems.append(f"{path} has {size} bytes, the manifest says {record.size}")
-        elif not (_outside_manifest(path) or (level == "quick" and _is_bytecode(path))):
+        elif not (is_outside_manifest(path) or (level == "quick" and _is_bytecode(path))):
             problems.append(f"{path} is not in the manifest")
     return problems
 
 
-def _outside_manifest(path: str) -> bool:
-    return path in (MANIFEST_NAME, SUMS_NAME) or path.startswith(REPORTS)
+def is_outside_manifest(path: str) -> bool:
+    """Whether a bundle may hold this file though its manifest does not list it."""
+    return path in OUTSIDE_MANIFEST or path.startswith(REPORTS)
 
 
 def _is_bytecode(path: str) -> bool:
@@ -157,7 +167,7 @@ def _sums_problems(bundle: Path, manifest: Manifest, sums: Mapping[str, str], si
     """Compare SHA256SUMS with what it must be now that every file of the manifest is known to be right."""
     right = {path: record.sha256 for path, record in manifest.files.items()}
     for path in sizes:
-        if path not in right and path != SUMS_NAME:
+        if path not in right and path not in OUTSIDE_SUMS:
             right[path] = sha256_of(bundle / path)
     problems = [f"{path} is missing, {SUMS_NAME} lists it" for path in sums if path not in right]
     for path, digest in right.items():

@@ -44,14 +44,15 @@ def test_two_bundles_of_the_same_inputs_are_the_same_bytes(bundle: Path, tmp_pat
 def test_no_file_tells_the_time_or_the_machine(bundle: Path) -> None:
     for path, data in contents(bundle).items():
         assert str(bundle.parent).encode() not in data, path
-    for path in ("manifest.json", "sbom.cdx.json", "NOTICE", "LICENSE"):
+    for path in ("manifest.json", "sbom.cdx.json", "provenance.json", "README.md", "NOTICE", "LICENSE"):
         assert not re.search(r"20\d\d-\d\d-\d\d", (bundle / path).read_text()), path
 
 
 def test_the_manifest_lists_every_file_with_its_hash_size_and_role(bundle: Path) -> None:
     manifest = verify(bundle)
     files = contents(bundle)
-    assert list(manifest.files) == sorted(set(files) - {"manifest.json", "SHA256SUMS"})
+    outside = {"manifest.json", "SHA256SUMS", "README.md", "sbom.cdx.json"}
+    assert list(manifest.files) == sorted(set(files) - outside)
     for path, record in manifest.files.items():
         assert record.sha256 == hashlib.sha256(files[path]).hexdigest()
         assert record.size == len(files[path])
@@ -65,7 +66,7 @@ def test_the_manifest_lists_every_file_with_its_hash_size_and_role(bundle: Path)
         "model/model.onnx.data": "weights",
         "model/scoring.onnx": "scoring_graph",
         "model/tokenizer.json": "tokenizer",
-        "sbom.cdx.json": "sbom",
+        "provenance.json": "provenance",
     }
     assert {path for path in manifest.files if path.startswith("runtime/")} == set(runtime_files()) - {"__main__.py"}
 
@@ -135,7 +136,7 @@ def test_the_bill_of_materials_names_files_and_packages(bundle: Path) -> None:
     assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
     manifest = read_manifest(bundle)
     files = {item["name"]: item["hashes"][0]["content"] for item in document["components"] if item["type"] == "file"}
-    assert files == {path: record.sha256 for path, record in manifest.files.items() if path != "sbom.cdx.json"}
+    assert files == {path: record.sha256 for path, record in manifest.files.items()}
     libraries = {item["purl"] for item in document["components"] if item["type"] == "library"}
     assert libraries == {"pkg:pypi/onnxruntime", "pkg:pypi/numpy"}
     references = [item["bom-ref"] for item in document["components"]] + [document["metadata"]["component"]["bom-ref"]]

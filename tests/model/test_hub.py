@@ -27,7 +27,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a demo whose hash is that of MODEL."""
     monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "_DEMO_SHA256", hashlib.sha256(MODEL).hexdigest())
+    monkeypatch.setattr(hub, "DEMO_SHA256", hashlib.sha256(MODEL).hexdigest())
     return tmp_path / "cache" / "demo"
 
 
