@@ -154,7 +154,8 @@ def _measure_ours(session: Session, subject: Subject, item: Item, seed: int) -> 
         write_once(text, lambda: stories_calibration_text().encode())
     files = {TEXT: str(text), F16: str(Path(__file__).with_name("cpu-f16.toml"))}
     arguments = tuple(files.get(word, word) for word in item.arguments)
-    bundle = measure_bundle(subject, arguments, name=item.name, threads=session.threads, alone=item.alone)
+    alone = item.alone and seed == session.seeds[0]  # as llama.cpp's types are
+    bundle = measure_bundle(subject, arguments, name=item.name, threads=session.threads, alone=alone)
     return Record(
         item=item.name,
         seed=seed,
