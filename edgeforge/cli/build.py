@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,10 +11,9 @@ import click
 from edgeforge.cli import options
 
 if TYPE_CHECKING:
+    from edgeforge.cli.progress import Progress
     from edgeforge.hardware import Target
-    from edgeforge.pipeline import BuildResult
-    from edgeforge.pipeline.budget import Budget
-    from edgeforge.planning import BuildPlan
+    from edgeforge.pipeline import BuildOptions, BuildResult, Prepared
 
 
 @click.command()
@@ -35,18 +35,8 @@ if TYPE_CHECKING:
     help="Bundle to make; with several targets, the folder for all.  [default: artifacts/MODEL-TARGET]",
 )
 @options.target_changes
-@click.option(
-    "--max-bytes",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="With --scheme auto: the least divergence in a weights file of at most N bytes.",
-)
-@click.option(
-    "--max-divergence",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="D",
-    help="With --scheme auto: the smallest weights file with a predicted KL divergence of at most D.",
-)
+@options.max_bytes_option
+@options.max_divergence_option
 @click.option(
     "--calibration",
     metavar="FILE",
@@ -141,11 +131,12 @@ def build(
       edgeforge build --target cpu --model model.gguf --scheme w8a16 --no-validate --json
     """
     from edgeforge import pipeline
+    from edgeforge.cli.allocation import budget_of
     from edgeforge.cli.output import check_destination, destinations
     from edgeforge.cli.progress import Progress
 
-    budget = _budget(changes, max_bytes, max_divergence, dry_run=dry_run)
-    resolved = [changes.of_scheme(None if budget else changes.scheme).applied_to(name) for name in targets]
+    budget = budget_of(changes.scheme, max_bytes, max_divergence)
+    resolved = [changes.applied_to(name) for name in targets]
     folders = _folders(resolved, model, out, changes)
     asked = [
         pipeline.BuildOptions(
@@ -169,31 +160,14 @@ def build(
     for folder in folders:
         check_destination(folder, force=force)
     if dry_run:
-        _show_plans([prepared.plan for prepared in pipeline.prepare_all(asked)], as_json)
+        with Progress(quiet=quiet or as_json) as progress:
+            prepared = [_foreseen(*each, progress) for each in zip(asked, pipeline.prepare_all(asked), strict=True)]
+        _show_plans(prepared, as_json)
         return
     with destinations(folders, force=force) as fresh, Progress(quiet=quiet or as_json) as progress:
         asked = [replace(each, out=folder) for each, folder in zip(asked, fresh, strict=True)]
         results = pipeline.build_all(asked, progress=progress, log=progress.log)
     _show_results(results, folders, as_json)
-
-
-def _budget(
-    changes: options.Changes, max_bytes: int | None, max_divergence: float | None, *, dry_run: bool
-) -> "Budget | None":
-    """What --scheme auto has to spend. UsageError where the options do not go together."""
-    from edgeforge.errors import UsageError
-    from edgeforge.pipeline.budget import Budget
-
-    if changes.scheme != "auto":
-        if max_bytes is not None or max_divergence is not None:
-            raise UsageError("--max-bytes and --max-divergence are for --scheme auto", hint="add --scheme auto")
-        return None
-    if dry_run:
-        raise UsageError(
-            "--scheme auto reads the weights and text to choose, which --dry-run does not",
-            hint="leave out --dry-run, or name a scheme",
-        )
-    return Budget(max_bytes=max_bytes, max_divergence=max_divergence)
 
 
 def _calibration(asked: str | None) -> Path | Literal["none"] | None:
@@ -230,20 +204,49 @@ def _folders(targets: Sequence["Target"], model: str | None, out: Path | None, c
     return [default_output(reference, name, backend=changes.backend, scheme=changes.scheme) for name in names]
 
 
-def _show_plans(plans: Sequence["BuildPlan"], as_json: bool) -> None:
+def _foreseen(options: "BuildOptions", prepared: "Prepared", progress: "Progress") -> "Prepared":
+    """With what the budget buys, where there is one."""
+    if options.budget is None:
+        return prepared
+    from edgeforge.pipeline.foresight import foresee
+
+    return foresee(options, prepared, progress=partial(progress, "allocate"), log=progress.log)
+
+
+def _show_plans(every: Sequence["Prepared"], as_json: bool) -> None:
     from edgeforge.cli.console import emit_json
-    from edgeforge.cli.report import plan_document, plan_fields
-    from edgeforge.cli.text import fields
 
     if as_json:
-        found = [{"target": plan.target.name, "dry_run": True, "plan": plan_document(plan)} for plan in plans]
+        found = [_plan_document(prepared) for prepared in every]
         emit_json(found[0] if len(found) == 1 else {"builds": found})
         return
-    for plan in plans:
-        if len(plans) > 1:
-            click.echo(plan.target.name)
-        click.echo(fields(plan_fields(plan)) + "\n")
+    for prepared in every:
+        if len(every) > 1:
+            click.echo(prepared.plan.target.name)
+        click.echo(_plan_text(prepared) + "\n")
     click.echo("Nothing was written. `edgeforge plan` shows the whole plan.")
+
+
+def _plan_document(prepared: "Prepared") -> dict[str, object]:
+    from edgeforge.cli.allocation import allocation_document
+    from edgeforge.cli.report import plan_document
+
+    plan, spent = prepared.plan, prepared.spent
+    told = {} if spent is None else {"allocation": allocation_document(spent)}
+    return {"target": plan.target.name, "dry_run": True, "plan": plan_document(plan), **told}
+
+
+def _plan_text(prepared: "Prepared") -> str:
+    from edgeforge.cli.allocation import allocation_fields, allocation_text
+    from edgeforge.cli.report import plan_fields
+    from edgeforge.cli.text import fields
+
+    pairs, spent = plan_fields(prepared.plan), prepared.spent
+    if spent is None:
+        return fields(pairs)
+    told = spent.document()
+    pairs[:1] = allocation_fields(told)  # instead of a list of every scheme
+    return f"{fields(pairs)}\n\n{allocation_text(told, tied=prepared.plan.architecture.tie_word_embeddings)}"
 
 
 def _show_results(results: Sequence["BuildResult"], folders: Sequence[Path], as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """Options that several commands share, each declared once. Click checks words, the pipeline checks meaning."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce, wraps
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,20 @@ engine_option = click.option(
 scheme_option = click.option(
     "--scheme",
     type=click.Choice(["w4a16", "w8a16", "w4a8", "fp8", "fp8-dynamic", "nvfp4", "bf16", "f16", "f32", "auto"]),
-    help="How linears are stored; `build` chooses for each with auto.  [default: the target's]",
+    help="How linears are stored; auto chooses for each, within --max-bytes or --max-divergence.  "
+    "[default: the target's]",
+)
+max_bytes_option = click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --scheme auto: the least divergence in a weights file of at most N bytes.",
+)
+max_divergence_option = click.option(
+    "--max-divergence",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="D",
+    help="With --scheme auto: the smallest weights file with a predicted KL divergence of at most D.",
 )
 group_size_option = click.option(
     "--group-size", type=int, metavar="N", help="Weights that share a scale: 16, 32, 64, 128 or 256."
@@ -96,24 +109,16 @@ class Changes:
     tensor_parallel: int | None
     pipeline_parallel: int | None
 
-    def of_scheme(self, scheme: str | None) -> "Changes":
-        return replace(self, scheme=scheme)
-
     def applied_to(self, name: str) -> "Target":
-        """The target called `name` with these changes. Raises UsageError, UnusableInput."""
-        from edgeforge.errors import UsageError
+        """The target called `name` with these changes (`auto` is chosen later). Raises UsageError, UnusableInput."""
         from edgeforge.hardware import load_target
         from edgeforge.planning import apply_overrides
 
-        if self.scheme == "auto":
-            raise UsageError(
-                "--scheme auto chooses by the weights, which only `edgeforge build` reads", hint="name a scheme"
-            )
         return apply_overrides(
             load_target(name),
             backend=self.backend,
             engine=self.engine,
-            scheme=self.scheme,
+            scheme=None if self.scheme == "auto" else self.scheme,
             group_size=self.group_size,
             symmetric=self.symmetric,
             algorithm=self.algorithm,

@@ -1,7 +1,8 @@
 """`edgeforge plan`: what a model will take on a target, from its config.json or its headers alone."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -10,6 +11,7 @@ from edgeforge.cli import options
 if TYPE_CHECKING:
     from edgeforge.model.architecture import LlamaArchitecture
     from edgeforge.model.checkpoint import StoredGrid
+    from edgeforge.pipeline import BuildOptions
     from edgeforge.planning import Alternative, BuildPlan
     from edgeforge.quantization.scheme import QuantizationScheme
 
@@ -24,18 +26,44 @@ ROLES = {"q": "query", "k": "key", "v": "value", "o": "output", "lm_head": "outp
     "--config", type=click.Path(path_type=Path, dir_okay=False), help="A config.json, instead of a whole model."
 )
 @options.target_changes
+@options.max_bytes_option
+@options.max_divergence_option
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --scheme auto: the text that `build` will be given.  [default: a set that is fetched]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="With --scheme auto: where the model runs on that text.",
+)
+@options.threads_option
+@click.option("-v", "--verbose", is_flag=True, help="With --scheme auto: a line for every block.")
 @options.json_option
+@options.quiet_option
 def plan(
     target: str,
     model: str | None,
     revision: str | None,
     config: Path | None,
     changes: options.Changes,
+    max_bytes: int | None,
+    max_divergence: float | None,
+    calibration: Path | None,
+    device: Literal["cpu", "cuda"],
+    threads: int | None,
+    verbose: bool,
     as_json: bool,
+    quiet: bool,
 ) -> None:
-    """Predict memory, disk and speed on a target; reads no weights.
+    """Predict memory, disk and speed on a target; reads no weights, but for --scheme auto.
 
-    Exit code 4 says that the model does not fit, and what would: fewer bits, a shorter context, more cards.
+    Exit code 4 says that the model does not fit, and what would: fewer bits, a shorter context, more cards. With
+    --scheme auto the options are weighed as a build would, the first time for minutes; the build then need not.
 
     \b
     Examples:
@@ -43,20 +71,81 @@ def plan(
       edgeforge plan --target h100 --config Llama-3.1-70B/config.json
       edgeforge plan --target rtx4090 --config config.json --scheme f16 --context 32768
       edgeforge plan --target jetson-orin-nx-16gb --config config.json --json
+      edgeforge plan --target cpu --model demo --scheme auto --max-bytes 92000000
     """
+    from edgeforge.cli.allocation import budget_of
     from edgeforge.errors import UsageError
     from edgeforge.planning import PlanDoesNotFit, make_plan
 
     if model is not None and config is not None:
         raise UsageError("--model and --config exclude each other", hint="--config needs no weights, --model may have")
+    budget = budget_of(changes.scheme, max_bytes, max_divergence)
     resolved = changes.applied_to(target)
     reference = str(config) if config else model or resolved.default_model
-    architecture, stored = _read_config(config) if config else _read_model(reference, revision)
     try:
+        if budget is not None:
+            _check_weights(reference, revision, config)
+            from edgeforge.pipeline import BuildOptions
+
+            asked = BuildOptions(
+                target=resolved,
+                model=reference,
+                out=Path(),
+                revision=revision,
+                validate=False,
+                threads=threads,
+                calibration=calibration,
+                device=device,
+                budget=budget,
+            )
+            _show_spent(asked, reference, verbose=verbose, as_json=as_json, quiet=quiet)
+            return
+        if calibration is not None:
+            raise UsageError("a plan reads text only to choose schemes", hint="add --scheme auto and a limit")
+        architecture, stored = _read_config(config) if config else _read_model(reference, revision)
         _show(make_plan(architecture, resolved, stored=stored), (), reference, as_json)
     except PlanDoesNotFit as error:
         _show(error.plan, error.alternatives, reference, as_json)
         raise
+
+
+def _check_weights(reference: str, revision: str | None, config: Path | None) -> None:
+    """Whether they are on this machine: a plan does not fetch them from the hub."""
+    from edgeforge.errors import UnusableInput, UsageError
+
+    if config is not None:
+        raise UsageError(
+            "--scheme auto chooses by the weights, which a config.json does not have",
+            hint="give the whole model with --model, or name a scheme",
+        )
+    known = None if reference == "demo" else _config_of(reference, revision)
+    if known is not None and not any(known.parent.glob("*.safetensors")):
+        raise UnusableInput(
+            f"--scheme auto chooses by the weights, and only the config.json of {reference} is here",
+            hint="give a model whose weights are here (`edgeforge build --dry-run` fetches a hub's), or name a scheme",
+        )
+
+
+def _show_spent(asked: "BuildOptions", reference: str, *, verbose: bool, as_json: bool, quiet: bool) -> None:
+    """The plan that a budget buys."""
+    from edgeforge import pipeline
+    from edgeforge.cli.allocation import allocation_document, allocation_fields, allocation_text, blocks_text
+    from edgeforge.cli.console import emit_json
+    from edgeforge.cli.progress import Progress
+    from edgeforge.cli.text import fields
+    from edgeforge.pipeline.foresight import foresee
+
+    with Progress(quiet=quiet or as_json) as progress:
+        found = foresee(asked, pipeline.prepare(asked), progress=partial(progress, "allocate"), log=progress.log)
+    assert found.spent is not None
+    told, tied = allocation_document(found.spent), found.plan.architecture.tie_word_embeddings
+    if as_json:
+        emit_json({**plan_document(found.plan, (), reference), "allocation": told})
+        return
+    chosen = [fields(allocation_fields(told)), allocation_text(told, tied=tied)]
+    click.echo(plan_text(found.plan, (), reference, weights="\n\n".join(chosen)))
+    if verbose:
+        click.echo("\n" + blocks_text(told, tied=tied))
 
 
 def _read_config(path: Path) -> tuple["LlamaArchitecture", dict[str, "StoredGrid"]]:
@@ -98,8 +187,10 @@ def _show(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference:
         click.echo(plan_text(plan, alternatives, reference))
 
 
-def plan_text(plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference: str) -> str:
-    """The plan for people: the model, its weights, the memory budget, and what would fit."""
+def plan_text(
+    plan: "BuildPlan", alternatives: tuple["Alternative", ...], reference: str, *, weights: str | None = None
+) -> str:
+    """The plan for people: the model, its weights (in the words of `weights`, if given), memory, and what would fit."""
     from edgeforge.cli.report import algorithm_text, rotation_fields
     from edgeforge.cli.text import fields
     from edgeforge.hardware import ENGINES
@@ -119,7 +210,7 @@ def plan_text(plan: "BuildPlan", alternatives: tuple["Alternative", ...], refere
         *rotation_fields(plan),
         ("context", f"{target.context:,} tokens{batch}"),
     ]
-    sections = [fields(head), _weights_text(plan), _memory_text(plan), fields(_outcome(plan))]
+    sections = [fields(head), weights or _weights_text(plan), _memory_text(plan), fields(_outcome(plan))]
     if alternatives:
         sections.append(_alternatives_text(alternatives))
     return "\n\n".join(sections)

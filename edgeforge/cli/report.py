@@ -6,12 +6,11 @@ from shlex import quote
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from edgeforge.cli.allocation import allocation_fields, allocation_text
 from edgeforge.cli.text import bytes_text, fields, plus_minus
 from edgeforge.errors import GateFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from edgeforge.pipeline import BuildResult
     from edgeforge.planning import BuildPlan
     from edgeforge.quantization.scheme import QuantizationScheme
@@ -27,7 +26,10 @@ def build_text(result: "BuildResult", out: Path) -> str:
         ("size", f"{bytes_text(result.size_bytes)}, built in {result.seconds:.1f} s"),
         *plan_fields(result.plan),
     ]
-    pairs[4:4] = allocation_fields(result.manifest.plan)
+    allocation = result.manifest.plan.get("allocation")
+    told = allocation if isinstance(allocation, dict) else None
+    if told is not None:
+        pairs[2:3] = allocation_fields(told)  # instead of a list of every scheme
     validation = result.validation
     if validation is None:
         pairs.append(("validation", "skipped"))
@@ -36,7 +38,11 @@ def build_text(result: "BuildResult", out: Path) -> str:
         pairs += validation_fields(validation)
         notes = validation.notes
     pairs += [("note", fill(note, width=90)) for note in notes]
-    return f"{fields(pairs)}\n\nNext:\n{next_commands(out, _script(result))}"
+    parts = [fields(pairs)]
+    if told is not None:
+        parts.append(allocation_text(told, tied=result.plan.architecture.tie_word_embeddings))
+    parts.append(f"Next:\n{next_commands(out, _script(result))}")
+    return "\n\n".join(parts)
 
 
 def plan_fields(plan: "BuildPlan") -> list[tuple[str, str]]:
@@ -80,23 +86,6 @@ def scheme_text(scheme: "QuantizationScheme") -> str:
     if scheme.granularity != "group":
         return f"{scheme.name} per {scheme.granularity}"
     return scheme.name if scheme.group_size is None else f"{scheme.name} in groups of {scheme.group_size}"
-
-
-def allocation_fields(plan: "Mapping[str, object]") -> list[tuple[str, str]]:
-    """What a budget was spent on, as the manifest's plan tells it; nothing where there was none."""
-    spent = plan.get("allocation")
-    if not isinstance(spent, dict):
-        return []
-    limit = f"{spent['max_bytes']:,} bytes" if "max_bytes" in spent else f"a divergence of {spent['max_divergence']:g}"
-    tensors = ", ".join(f"{count} {key}" for key, count in spent["tensors"].items())
-    return [
-        (
-            "budget",
-            f"{limit}: weights of {spent['weights_bytes']:,} bytes, predicted to diverge by "
-            f"{spent['predicted_divergence']:.2g} when rounded",
-        ),
-        ("tensors", fill(tensors, width=90)),
-    ]
 
 
 ALGORITHM_TEXTS = {

@@ -40,7 +40,7 @@ class Budget:
 class Spent:
     """The plan that the budget bought. `divergence`: predicted, of codes rounded to nearest. `weights_bytes`: the file.
 
-    `bound`: nothing within the budget does better, in the other figure.
+    `bound`: nothing within the budget does better, in the figure that was not given.
     """
 
     plan: BuildPlan
@@ -53,15 +53,15 @@ class Spent:
     def document(self) -> dict[str, object]:
         """For the manifest: what was asked for, what is predicted, and what was chosen."""
         counts = Counter(scheme_key(scheme) for scheme in self.plan.schemes.values())
-        limits = {"max_bytes": self.budget.max_bytes, "max_divergence": self.budget.max_divergence}
-        return {
-            **{name: limit for name, limit in limits.items() if limit is not None},
+        told: dict[str, object] = {
             "weights_bytes": self.weights_bytes,
             "predicted_divergence": self.divergence,
-            "bound": self.bound,
             "tensors": dict(sorted(counts.items())),
             "chosen": summary(self.blocks),
         }
+        if self.budget.max_bytes is not None:
+            return {"max_bytes": self.budget.max_bytes, "predicted_divergence_bound": self.bound, **told}
+        return {"max_divergence": self.budget.max_divergence, "weights_bytes_bound": int(self.bound), **told}
 
 
 def check(plans: Sequence[BuildPlan], budget: Budget | None) -> None:
@@ -102,12 +102,13 @@ def spend(plan: BuildPlan, weighing: Weighing, budget: Budget) -> Spent:
             f"{_file_bytes(chosen):,} bytes of weights do not fit {plan.target.profile.name}",
             hint="set a smaller --max-bytes, or a shorter --context",
         )
+    bound = found.bound if budget.max_divergence is None else found.bound + _other_bytes(chosen)
     return Spent(
         plan=chosen,
         budget=budget,
         divergence=found.loss,
         weights_bytes=_file_bytes(chosen),
-        bound=found.bound,
+        bound=bound,
         blocks=chosen_of(plan.architecture, weighing.items, weighing.losses, found.choices),
     )
 
@@ -149,7 +150,7 @@ def _solve(
         found = within_loss(options, limit)
         return found, _with(plan, items, found.choices)
     smallest = sum(min(item.sizes) for item in items)
-    room = budget.max_bytes - weight_bytes(plan.architecture, plan.target, plan.schemes).others
+    room = budget.max_bytes - _other_bytes(plan)
     while True:  # until what alignment adds to the file has room too
         found = within_bytes(options, max(room, smallest))
         chosen = _with(plan, items, found.choices)
@@ -162,6 +163,11 @@ def _solve(
 def _with(plan: BuildPlan, items: Sequence[Item], choices: Sequence[int]) -> BuildPlan:
     schemes = {name: item.schemes[choice] for item, choice in zip(items, choices, strict=True) for name in item.names}
     return draft_plan(plan.architecture, plan.target, schemes={name: schemes[name] for name in plan.schemes})
+
+
+def _other_bytes(plan: BuildPlan) -> int:
+    """Of the weights that no choice changes, but for how they are aligned."""
+    return weight_bytes(plan.architecture, plan.target, plan.schemes).others
 
 
 def _file_bytes(plan: BuildPlan) -> int:
