@@ -28,7 +28,7 @@ from edgeforge.model.forward import embed
 from edgeforge.pipeline.layerwise.decoder import Matrices, Shapes, rms_norm, rotate, shapes, weight_name
 from edgeforge.pipeline.layerwise.hidden import HiddenStates
 from edgeforge.pipeline.layerwise.passes import head_name, load_layer
-from edgeforge.pipeline.layerwise.workers import Workers, workers
+from edgeforge.pipeline.layerwise.workers import Workers, products_in_bfloat16, workers
 from edgeforge.planning import EMBEDDING
 
 Floats = NDArray[np.float32]
@@ -99,7 +99,7 @@ def _measure(
     states = [HiddenStates(folder / f"{layer}.f32", (*ids.shape, a.hidden_size)) for layer in range(layers + 1)]
     first: dict[str, float] = {}
     outputs: dict[str, Floats] = {}
-    with workers(threads if device == "cpu" else 1) as team:
+    with workers(threads if device == "cpu" else 1) as team, products_in_bfloat16():
         s = shapes(a, ids.shape[1], place)
         states[0].create()
         for number, row in enumerate(ids):

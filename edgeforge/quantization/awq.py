@@ -17,7 +17,7 @@ squares. What calibration stores as `pre_quant_scale` is 1 / s.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ EXPONENTS = tuple(
 """(a, b) of the grid; the first, (0, 0), changes nothing."""
 INT8 = 127
 SHRINKS = tuple(1.06 - 0.02 * step for step in range(24))
-ROWS = 1024  # of each matrix, evenly spaced, that the grid of exponents is judged by
+ROWS = 512  # of each matrix, evenly spaced, that the grid of exponents is judged by
 
 
 def search_scales(
@@ -49,11 +49,13 @@ def search_scales(
     slots: torch.Tensor | None = None,
     rows: int = ROWS,
     rounded_inputs: "RoundedInputs | None" = None,
+    each: Callable[[Callable[[int], float], Sequence[int]], Iterable[float]] = map,
 ) -> NDArray[np.float32]:
     """s float32 [K], by which to multiply the columns of `weights` (each float32 [N, K], of linears with one input).
 
     `magnitudes` float32 [K] is the mean |x| of each channel. `slots` int64 [K] makes channels of the same number share
-    their s (those that one row of the preceding linear feeds). Raises ValueError for what is NaN or infinite.
+    their s (those that one row of the preceding linear feeds). `rounded_inputs`: what the kernel does to them. `each`:
+    a `map`, which may share the candidates out to threads. Raises ValueError for what is NaN or infinite.
     """
     if not all(torch.isfinite(tensor).all() for tensor in (gram, magnitudes, *weights)):
         raise ValueError("the inputs' Gram matrix, their magnitudes or the weights contain NaN or infinity")
@@ -61,14 +63,18 @@ def search_scales(
     loud = _shared(magnitudes, slots)
     heavy = _shared(torch.stack([w.abs().sum(dim=0) for w in weights]).sum(dim=0) / sum(map(len, weights)), slots)
     squares = torch.stack([w.square().sum(dim=0) for w in weights]).sum(dim=0)
-    least, best = float("inf"), torch.ones_like(loud)
-    for a, b in exponents:
-        s = _normalized(loud.pow(a) / heavy.pow(b))
-        loss = sum(output_loss(w, _rounded(w * s, scheme) / s, gram) * len(whole) / len(w) for w, whole in pairs)
-        if rounded_inputs is not None:
-            loss += rounded_inputs.loss(squares * s.square(), magnitudes / s)
-        if loss < least:
-            least, best = loss, s
+
+    def scales(candidate: int) -> torch.Tensor:
+        a, b = exponents[candidate]
+        return _normalized(loud.pow(a) / heavy.pow(b))
+
+    def loss(candidate: int) -> float:
+        s = scales(candidate)
+        found = sum(output_loss(w, _rounded(w * s, scheme) / s, gram) * len(whole) / len(w) for w, whole in pairs)
+        return found if rounded_inputs is None else found + rounded_inputs.loss(squares * s.square(), magnitudes / s)
+
+    losses = list(each(loss, range(len(exponents))))
+    best = scales(min(range(len(losses)), key=lambda candidate: (not losses[candidate] >= 0, losses[candidate])))
     return np.asarray(best.cpu().numpy(), np.float32)
 
 

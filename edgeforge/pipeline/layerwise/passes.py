@@ -23,7 +23,7 @@ from edgeforge.pipeline.layerwise.decoder import (
 )
 from edgeforge.pipeline.layerwise.hidden import HiddenStates
 from edgeforge.pipeline.layerwise.statistics import Statistics
-from edgeforge.pipeline.layerwise.workers import Workers
+from edgeforge.pipeline.layerwise.workers import Workers, products_in_bfloat16
 
 BATCH_TOKENS = 4096  # whose inputs of one linear are in memory together
 EMBEDDED_TOKENS = 32768  # at once, since all of the embedding is read for them: 0.5 GB of an 8B model
@@ -55,8 +55,9 @@ class Pass:
 
     def each(self, function: Callable[[int], None]) -> None:
         """Call `function` with every sequence's number, on the team's threads."""
-        for batch in self.batches():
-            self.team.map(function, batch)
+        with products_in_bfloat16():
+            for batch in self.batches():
+                self.team.map(function, batch)
         self.step()
 
     def statistics(
@@ -76,7 +77,8 @@ class Pass:
                 here = slice((sequence - first) * length, (sequence - first + 1) * length)
                 inputs[here], drifts[here] = function(sequence)
 
-            self.team.map(fill, batch)
+            with products_in_bfloat16():
+                self.team.map(fill, batch)
             statistics.add(inputs[: len(batch) * length], drifts[: len(batch) * length], length)
         statistics.finish()
         if not statistics.is_finite():

@@ -152,7 +152,7 @@ def _quantize_layer(work: _Work, layer: int) -> None:
     if work.recipe.smooths:
         inputs: dict[str, Statistics] = {}
         run_layer(run, layer, now, None, inputs.__setitem__, output=False)
-        smoothing = smooth(plan, work.chosen, layer, w, inputs, smoothing.folding)
+        smoothing = smooth(plan, work.chosen, layer, w, inputs, smoothing.folding, run.team)
         del inputs
         if smoothing.folding == "fold":
             stored |= {weight_name(layer, norm): w[norm].cpu().numpy() for norm in NORMS}

@@ -18,6 +18,7 @@ from edgeforge.pipeline.layerwise.decoder import Matrices, weight_name
 from edgeforge.pipeline.layerwise.passes import BLOCKS, names_of
 from edgeforge.pipeline.layerwise.recipe import Folding
 from edgeforge.pipeline.layerwise.statistics import Statistics
+from edgeforge.pipeline.layerwise.workers import Workers
 from edgeforge.planning import BuildPlan, scale_copies
 from edgeforge.quantization import awq
 from edgeforge.quantization.scheme import QuantizationScheme
@@ -42,6 +43,7 @@ def smooth(
     w: Matrices,
     inputs: Mapping[str, Statistics],
     folding: Folding,
+    team: Workers,
 ) -> Smoothing:
     """Search the scales of every block whose codes are `chosen`, and change `w` accordingly.
 
@@ -65,6 +67,7 @@ def smooth(
             scheme,
             slots=slots,
             rounded_inputs=_rounded_inputs(plan, block, scheme, statistics),
+            each=team.map,
         )
         factors = torch.from_numpy(_stored(np.reciprocal(s), plan, folding)).to(gram.device)
         if folding == "pre_quant":
