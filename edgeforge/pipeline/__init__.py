@@ -133,8 +133,10 @@ def prepare_all(options: Sequence[BuildOptions]) -> tuple[Prepared, ...]:
     builders = [_find_builder(each, options) for each in options]
     checkpoint = open_checkpoint(first.model, revision=first.revision)
     grids = {name: grid for name in checkpoint.names if (grid := checkpoint.tensor(name).grid) is not None}
+    alone = len(options) == 1  # text chooses the codes of one target at a time
     targets = [
-        with_algorithm(each.target, has_text=is_text(each.calibration) or each.budget is not None) for each in options
+        with_algorithm(each.target, has_text=alone and (is_text(each.calibration) or each.budget is not None))
+        for each in options
     ]
     plans = [make_plan(checkpoint.architecture, target, stored=grids) for target in targets]
     for plan in plans:
@@ -146,7 +148,13 @@ def prepare_all(options: Sequence[BuildOptions]) -> tuple[Prepared, ...]:
         )
     budgeting.check(plans, first.budget)
     calibrated.check(plans, first.device)
-    check_source(plans, source, wanted=first.calibration != "none", save=first.save_calibration)
+    check_source(
+        plans,
+        source,
+        wanted=first.calibration != "none",
+        save=first.save_calibration,
+        weighs=first.budget is not None,
+    )
     checkpoint.tokenizer  # noqa: B018 - reading it checks it, before the work
     quantized = rotated(checkpoint) if plans[0].target.rotate else checkpoint
     return tuple(
@@ -291,7 +299,8 @@ def _calibrate(
 
 def _scales(options: BuildOptions, prepared: Sequence[Prepared], progress: Progress) -> Calibration:
     measured = any(ready.plan.calibrates for ready in prepared)
-    if options.calibration == "none" or not (measured or options.calibration):
+    has_scales = options.calibration is not None and not is_text(options.calibration)
+    if options.calibration == "none" or not (measured or has_scales):
         return EMPTY
     return load_or_measure(prepared[0].checkpoint, options.calibration, progress=partial(progress, "calibrate"))
 

@@ -27,13 +27,17 @@ WORKING_BYTES = 1 << 30  # activations of the forward pass
 HEAD = "lm_head.weight"
 
 
-def check_source(plans: Sequence[BuildPlan], source: Path | None, *, wanted: bool, save: Path | None) -> None:
+def check_source(
+    plans: Sequence[BuildPlan], source: Path | None, *, wanted: bool, save: Path | None, weighs: bool = False
+) -> None:
     """Before any work: whether there are figures to find, and whether `source` (or, where not `wanted`, none) will do.
+    `weighs`: whether text decides what a budget buys.
 
     Raises UsageError, UnusableInput.
     """
     calibrated = [plan for plan in plans if plan.calibrates]
-    learning = [plan.target.algorithm for plan in plans if plan.reads_text]
+    learning = [f"algorithm {plan.target.algorithm}" for plan in plans if plan.reads_text]
+    learning += ["--scheme auto"] if weighs else []
     smoothed = _is_scales_file(source) and any(map(_takes_pre_quant_scales, plans))
     if not (calibrated or learning or smoothed) and (source is not None or save is not None):
         raise UsageError(
@@ -42,8 +46,9 @@ def check_source(plans: Sequence[BuildPlan], source: Path | None, *, wanted: boo
         )
     if learning and (not wanted or _is_scales_file(source)):
         raise UsageError(
-            f"algorithm {learning[0]} reads text" + (f", and {source} holds scales" if source is not None else ""),
-            hint="give text with --calibration or leave it out for the default set, or use --algorithm search",
+            f"{learning[0]} reads text" + (f", and {source} holds scales" if source is not None else ""),
+            hint="give text with --calibration or leave it out for the default set, or use --algorithm search"
+            + (" and name a scheme" if weighs else ""),
         )
     if not wanted:
         if save is not None:

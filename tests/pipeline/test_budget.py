@@ -386,6 +386,11 @@ def test_other_backends_and_several_targets_are_refused(stories: Path, tmp_path:
         (["--max-bytes", "100000"], 2, "are for --scheme auto"),
         (["--scheme", "auto", "--max-bytes", "1000", "--dry-run"], 4, "1,000 bytes are too few"),
         (["--scheme", "auto", "--max-bytes", "1000"], 4, "1,000 bytes are too few"),
+        (
+            ["--scheme", "auto", "--max-bytes", "240000", "--algorithm", "search", "--calibration", "a.safetensors"],
+            2,
+            "--scheme auto reads text, and a.safetensors holds scales",
+        ),
     ],
 )
 def test_the_command_line_says_what_is_wrong(
@@ -417,3 +422,12 @@ def test_the_bundle_has_the_predicted_bytes_and_tells_what_was_chosen(
     assert result.validation is not None
     assert result.validation.mean_kl_divergence < 2 * spent["predicted_divergence"]
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_budget_takes_text_whatever_chooses_the_codes(stories: Path, text: Path, tmp_path: Path) -> None:
+    """Which `--algorithm search` alone has no use for."""
+    target = apply_overrides(load_target("cpu"), algorithm="search")
+    options = asked(stories, tmp_path / "bundle", target=target, budget=Budget(max_bytes=240_000), calibration=text)
+    told = build(options, progress=quiet).manifest.plan
+    assert told["allocation"]["max_bytes"] == 240_000  # type: ignore[index]
+    assert "calibration" not in told
