@@ -2,14 +2,17 @@
 
     loss of an option = 1/2 sum_n E[g_n^2] (W_n - V_n) G (W_n - V_n)^T / T  + what the rounded inputs cost there
 
-G = X^T X and the gradients g come from calibration text (`layerwise.collect_grams`, `sensitivity`), V is the option's
-searched rounding. A block of fused matrices is judged by ROWS of its rows, drawn in proportion to E[g_n^2], so that
-each stands for the same share of what can be lost. Options are weighed by several threads, each by one alone, on the
-same rows: their number changes no figure.
+G = X^T X and the gradients g come from calibration text (`layerwise.collect_grams`, `sensitivity`); a sequence's first
+token counts in G as its own gradient says, and the mean is over the others. V is the option's searched rounding. Where
+gptq will choose the codes, what its later columns make up for is not lost: instead of G stand its pivots, 1 / U_ii^2.
+
+A block of fused matrices is judged by ROWS of its rows, drawn in proportion to E[g_n^2], so that each stands for the
+same share of what can be lost. Options are weighed by several threads, each by one alone, on the same rows: their
+number changes no figure.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +21,8 @@ from numpy.typing import NDArray
 
 from edgeforge.model.checkpoint import Checkpoint, StoredGrid
 from edgeforge.pipeline.budget_options import Item
-from edgeforge.pipeline.layerwise import Grams
+from edgeforge.pipeline.layerwise import Grams, Recipe
+from edgeforge.pipeline.layerwise.codes import damped_factor
 from edgeforge.pipeline.layerwise.workers import workers
 from edgeforge.pipeline.sensitivity import Sensitivity
 from edgeforge.pipeline.walk import lies_on
@@ -51,13 +55,15 @@ def losses_of(
     """Of each item's schemes, in nats per token. In memory is one Gram matrix, and ROWS rows for each thread."""
     target, found = plan.target, []
     rounds_inputs = target.profile.kind == "cpu" and target.activations == "f32"
+    compensates = "gptq" in target.algorithm
     with workers(threads) as team:
         for done, item in enumerate(items, start=1):
             if item.names == (EMBEDDING,):
-                judges = _of_embedding(checkpoint, grams, measured, rounds_inputs)
+                judges = _of_embedding(checkpoint, grams, measured, rounds_inputs, compensates)
             else:
-                drawn = _Drawn.of(checkpoint, item.names, [measured.outputs[name] for name in item.names])
-                judges = [_Linear.of(drawn, grams, item.names[0], rounds_inputs)]
+                importance = [_of_others(measured, name, grams) for name in item.names]
+                drawn = _Drawn.of(checkpoint, item.names, importance)
+                judges = [_Linear.of(drawn, grams, measured.first, rounds_inputs, compensates)]
 
             def loss(option: tuple[QuantizationScheme, int], judges: Sequence[_Linear | _Gathered] = judges) -> float:
                 scheme, copies = option
@@ -68,8 +74,14 @@ def losses_of(
     return found
 
 
+def _of_others(measured: Sensitivity, name: str, grams: Grams) -> Floats:
+    """E[g_n^2] [N] of a linear's outputs at all tokens but first ones."""
+    length = grams.rows / len(grams.first(name))
+    return measured.outputs[name] * np.float32(length / (length - 1 + measured.first[name]))
+
+
 def _of_embedding(
-    checkpoint: Checkpoint, grams: Grams, measured: Sensitivity, rounds_inputs: bool
+    checkpoint: Checkpoint, grams: Grams, measured: Sensitivity, rounds_inputs: bool, compensates: bool
 ) -> "list[_Linear | _Gathered]":
     """The embedding's errors reach the first layer; where it is the output head too, they also reach the answer."""
     names = (EMBEDDING,)
@@ -77,30 +89,35 @@ def _of_embedding(
     judges: list[_Linear | _Gathered] = [_Gathered(drawn=gathered, hidden=measured.hidden)]
     if checkpoint.architecture.tie_word_embeddings:
         drawn = _Drawn.of(checkpoint, names, [measured.outputs[EMBEDDING]])
-        judges.append(_Linear.of(drawn, grams, EMBEDDING, rounds_inputs))
+        judges.append(_Linear.of(drawn, grams, {}, rounds_inputs, compensates))
     return judges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Drawn:
-    """Rows of some matrices [n, K]; `shares` [n] of all importance, in its units; `grids`: what each row lies on."""
+    """Rows of some matrices [n, K]; `shares` [n] of all importance, in its units; `grids`: what each row lies on.
+
+    `counts`: by matrix, how many of the rows are its own; they stand one matrix after the other.
+    """
 
     weights: Floats
     shares: Doubles
     grids: tuple[StoredGrid | None, ...]
+    counts: Mapping[str, int]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, names: Sequence[str], importance: Sequence[Floats]) -> "_Drawn":
         """`importance` [N] of each matrix's rows, not negative."""
         numbers, shares = drawn_rows(np.concatenate(importance), ROWS)
-        weights, grids, first = [], list[StoredGrid | None](), 0
+        weights, grids, counts, first = [], list[StoredGrid | None](), dict[str, int](), 0
         for name, values in zip(names, importance, strict=True):
             tensor = checkpoint.tensor(name)
             mine = numbers[(numbers >= first) & (numbers < first + len(values))] - first
             weights += [tensor.rows(row, row + 1) for row in mine.tolist()]
             grids += [tensor.grid] * len(mine)
+            counts[name] = len(mine)
             first += len(values)
-        return cls(weights=np.concatenate(weights), shares=shares, grids=tuple(grids))
+        return cls(weights=np.concatenate(weights), shares=shares, grids=tuple(grids), counts=counts)
 
     def change(self, scheme: QuantizationScheme) -> Floats:
         """W - V [n, K]; 0 in rows that the checkpoint holds so already."""
@@ -128,26 +145,43 @@ def drawn_rows(importance: Floats, count: int) -> tuple[NDArray[np.int64], Doubl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Linear:
-    """Rows of linears that share an input, and its Gram matrix [K, K] / T; a row's share is in nats."""
+    """Rows of linears that share an input; a row's share is in nats.
+
+    metrics   by linear: what its rows' errors cost over the text, T times: a Gram matrix [K, K], or pivots [K]
+    squares   of the inputs, summed over the text [K]
+    """
 
     drawn: _Drawn
-    gram: torch.Tensor
+    metrics: Mapping[str, torch.Tensor]
+    squares: Floats
     tokens: int
     rounds_inputs: bool
 
     @classmethod
-    def of(cls, drawn: _Drawn, grams: Grams, name: str, rounds_inputs: bool) -> "_Linear":
-        gram = torch.from_numpy(grams.gram(name))
-        return cls(drawn=drawn, gram=gram, tokens=grams.rows, rounds_inputs=rounds_inputs)
+    def of(
+        cls, drawn: _Drawn, grams: Grams, first: Mapping[str, float], rounds_inputs: bool, compensates: bool
+    ) -> "_Linear":
+        """`first`: what first tokens count as, where they do not count as others do; for pivots, as the calibrated pass
+        counts them."""
+        names = list(drawn.counts)
+        gram = torch.from_numpy(grams.gram(names[0]))
+        metrics, exponent = {}, Recipe().emphasis if compensates else 1
+        for name in names:
+            x = torch.from_numpy(grams.first(name))
+            own = torch.addmm(gram, x.T, x, alpha=first.get(name, 1.0) ** exponent - 1)
+            metrics[name] = _pivots(name, own) if compensates else own
+        squares = gram.diagonal().numpy().copy()
+        return cls(drawn=drawn, metrics=metrics, squares=squares, tokens=grams.rows, rounds_inputs=rounds_inputs)
 
     def loss(self, scheme: QuantizationScheme, copies: int) -> float:
         """Divergence in nats per token."""
-        change = self.drawn.change(scheme)
-        errors = (torch.from_numpy(change) @ self.gram).numpy()
-        squares = np.einsum("nk,nk->n", errors, change)
+        change = torch.from_numpy(self.drawn.change(scheme))
+        parts = torch.split(change, list(self.drawn.counts.values()))
+        costs = [_cost(rows, metric) for rows, metric in zip(parts, self.metrics.values(), strict=True)]
+        found = torch.cat(costs).numpy()
         if self.rounds_inputs:
-            squares = squares + self._of_inputs(scheme, copies)
-        return 0.5 / self.tokens * float((squares * self.drawn.shares).sum())
+            found = found + self._of_inputs(scheme, copies)
+        return 0.5 / self.tokens * float((found * self.drawn.shares).sum())
 
     def _of_inputs(self, scheme: QuantizationScheme, copies: int) -> Floats:
         """T E[e_n^2] of inputs that onnxruntime's CPU kernels round to int8, in blocks as long as the weights'.
@@ -157,13 +191,22 @@ class _Linear:
         """
         assert scheme.group_size is not None
         size = scheme.group_size // copies
-        squares = self.gram.diagonal().numpy()
-        starts = np.arange(0, len(squares), size)
+        squares, starts = self.squares, np.arange(0, len(self.squares), size)
         loudest = np.maximum.reduceat(squares, starts)
         mean = np.add.reduceat(squares, starts) / np.diff([*starts, len(squares)])
         steps = np.maximum(loudest, 2 * math.log(size) * mean) * (INPUT_SHARE / (12 * INT8**2))
         found: Floats = (np.add.reduceat(np.square(self.drawn.weights), starts, axis=1) * steps).sum(axis=1)
         return found
+
+
+def _cost(change: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
+    """Of each row of changes [n, K], in a metric [K, K] or a diagonal one [K]."""
+    return change.square() @ metric if metric.dim() == 1 else (change @ metric).mul_(change).sum(dim=1)
+
+
+def _pivots(name: str, gram: torch.Tensor) -> torch.Tensor:
+    whole = QuantizationScheme(name="w8a16", bits=8)  # activation order takes no groups into account
+    return damped_factor(name, gram, whole, Recipe(), lambda line: None).pivots()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from edgeforge.pipeline.calibration_source import CalibrationTokens
 from edgeforge.pipeline.layerwise import check_torch, collect_grams
 from edgeforge.planning import BuildPlan
 
-WEIGHING = 1
+WEIGHING = 2
 """Raise it with every change to a loss: in `budget_losses`, `sensitivity`, `layerwise.collecting`, searched scales."""
 
 GRAM_SAMPLES, GRADIENT_SAMPLES = 16, 8
@@ -146,6 +146,7 @@ def _key(
         "length": tokens.ids.shape[1],
         "samples": [GRAM_SAMPLES, GRADIENT_SAMPLES],
         "options": _digest(options),
+        "compensates": "gptq" in plan.target.algorithm,
         "rounds_inputs": [plan.target.profile.kind, plan.target.activations],
         "device": device,
     }

@@ -65,6 +65,13 @@ class Factor:
         rows = self.inverse[end - last : end - first]
         return rows[:, end - last : end - first].flip(0, 1), rows[:, : end - last].flip(0, 1)
 
+    def pivots(self) -> torch.Tensor:
+        """float32 [K]: what a squared error of each column costs in the end, the later columns having made up for it
+        (1 / U_ii^2; the sum over the columns is the loss, equation 5 of the paper's Optimal Brain Quantization)."""
+        answer = torch.empty_like(self.diagonal)
+        answer[self.columns] = self.inverse.diagonal().flip(0).square().reciprocal()
+        return answer
+
     def solve(self, a: torch.Tensor) -> torch.Tensor:
         """A H^-1 of A float32 [n, K], the damping included; columns in the file's order."""
         backwards, answer = self.columns.flip(0), torch.empty_like(a)

@@ -183,3 +183,13 @@ def test_the_loss_is_the_squared_error_of_the_outputs() -> None:
     given = torch.from_numpy(w), rounded, torch.from_numpy(x.T @ x)
     assert output_loss(*given) == pytest.approx(expected.sum(), rel=1e-5)
     np.testing.assert_allclose(row_losses(*given).numpy(), expected.sum(axis=0), rtol=1e-4)
+
+
+def test_the_pivots_say_before_what_is_lost_after() -> None:
+    """Rounding errors of a searched grid, weighed by them, against the loss of the codes that make up for errors."""
+    w, gram = layer(200, 64)
+    grid = search.quantize(w, scheme())
+    rounding = np.square(w - dequantize(grid)).sum(axis=0)
+    pivots = gptq.factorize(torch.from_numpy(gram), scheme()).pivots().numpy()
+    assert float(rounding @ pivots) == pytest.approx(loss(w, run(w, gram, scheme(), start=grid), gram), rel=0.15)
+    assert loss(w, grid, gram) > 1.3 * float(rounding @ pivots)

@@ -80,7 +80,7 @@ def quantize_block(
     whole = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
     where = next(iter(weights))
     try:
-        factor = _factor(where, gram, scheme, recipe, log) if recipe.compensates else None
+        factor = damped_factor(where, gram, scheme, recipe, log) if recipe.compensates else None
         starts = range(0, len(whole), ROWS)
 
         def piece(start: int) -> QuantizedTensor:
@@ -100,7 +100,7 @@ def quantize_block(
     return parts
 
 
-def _factor(
+def damped_factor(
     where: str, gram: torch.Tensor, scheme: QuantizationScheme, recipe: Recipe, log: Callable[[str], None]
 ) -> gptq.Factor:
     """With more damping where the recipe's is too little."""

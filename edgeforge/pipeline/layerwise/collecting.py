@@ -23,7 +23,7 @@ from edgeforge.pipeline.layerwise.passes import (
     start_states,
     steps_of,
 )
-from edgeforge.pipeline.layerwise.state import NOW, Grams, StateFolder, key_of
+from edgeforge.pipeline.layerwise.state import FIRST, NOW, Grams, StateFolder, key_of
 from edgeforge.pipeline.layerwise.statistics import Statistics
 from edgeforge.pipeline.layerwise.workers import Workers, workers
 
@@ -42,7 +42,7 @@ def run(
     layers, head = checkpoint.architecture.num_hidden_layers, head_name(checkpoint)
     with resources_told(folder), workers(1 if device != "cpu" else threads) as team:
         key = key_of(
-            work="grams",
+            work="grams, first tokens",
             version=__version__,
             fingerprint=checkpoint.fingerprint,
             text=tokens.text_sha256,
@@ -58,22 +58,23 @@ def run(
             _collect_layer(collecting, state, layer)
         if not state.part(layers).is_file():
             statistics = final_statistics(collecting, states_of(collecting, state, layers), None, head)
-            state.save(layers, {head: statistics.gram.cpu().numpy()})
+            state.save(layers, {head: statistics.gram.cpu().numpy(), head + FIRST: statistics.first.cpu().numpy()})
     shared = [names_of(layer, block) for layer in range(layers) for block in BLOCKS]
     owners = {name: names[0] for names in shared for name in names}
     return Grams(state, layers + 1, {**owners, head: head}, tokens.ids.size)
 
 
 def _collect_layer(collecting: Pass, state: StateFolder, layer: int) -> None:
-    grams: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
 
     def keep(block: str, statistics: Statistics) -> None:
-        grams[names_of(layer, block)[0]] = statistics.gram
+        owner = names_of(layer, block)[0]
+        found[owner], found[owner + FIRST] = statistics.gram, statistics.first
 
     w = load_layer(collecting.checkpoint, layer, collecting.device)
     stream = stream_of(collecting, state, layer, w)
     run_layer(collecting, layer, stream, None, keep)
-    state.save(layer, {name: gram.cpu().numpy() for name, gram in grams.items()})
+    state.save(layer, {name: values.cpu().numpy() for name, values in found.items()})
     stream.before.path.unlink()
 
 

@@ -25,6 +25,7 @@ from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor
 
 KEY = "key.json"
 NOW, MEANT = "now", "meant"
+FIRST = ".first"
 SCALES, ZERO_POINTS, TENSOR_SCALE = ".scales", ".zero_points", ".tensor_scale"
 _WORDS = {np.dtype(np.float32): "F32", np.dtype(np.int8): "I8", np.dtype(np.uint8): "U8"}
 _ARRAYS = {"F32": np.float32, "I8": np.int8, "U8": np.uint8}
@@ -177,3 +178,7 @@ class Grams:
     def gram(self, name: str) -> Floats:
         """float32 [K, K]: X^T X over the inputs of linear `name`. Linears that share an input share it."""
         return self._places[self._owners[name]].read().astype(np.float32, copy=False)
+
+    def first(self, name: str) -> Floats:
+        """float32 [B, K]: the inputs of every sequence's first token."""
+        return self._places[self._owners[name] + FIRST].read().astype(np.float32, copy=False)

@@ -56,6 +56,11 @@ class Statistics:
             square = self.gram[start:stop, start:stop]
             square.copy_(square.triu() + square.triu(1).T)
 
+    @property
+    def first(self) -> torch.Tensor:
+        """The inputs of every sequence's first token, float32 [B, K]."""
+        return torch.cat([x for x, _ in self._first])
+
     def count_first(self, times: float) -> None:
         """Make first tokens count `times` as much as others in `gram` and `drift`, whatever they counted before."""
         change, self._first_counts = times - self._first_counts, times
