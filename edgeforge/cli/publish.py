@@ -26,16 +26,19 @@ def publish(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Verify each BUNDLE and publish it under REF: oci://host/name:tag.
+    """Verify each BUNDLE and publish it under REF: oci://host/name:tag, hf://org/name[@branch], or a URL of fsspec
+    (file:///srv/models/x, s3://bucket/x).
 
-    A file that is there already, under whatever name, is not sent again; an interrupted push goes on where it
-    stopped. Several bundles, of one target each, become one OCI index. Credentials are those of `docker login`.
+    In a registry, a file that is there already, under whatever name, is not sent again, and an interrupted push goes
+    on where it stopped. Several bundles, of one target each, become one OCI index. Credentials are those of `docker
+    login`, of `hf auth login`, or the URL's own.
 
     \b
     Examples:
       edgeforge publish artifacts/demo-cpu oci://registry.example.com/models/demo:1.0
       edgeforge publish artifacts/demo-cpu artifacts/demo-rtx4090 oci://registry.example.com/models/demo:1.0
       edgeforge publish artifacts/demo-l4 oci://registry.example.com/models/demo:1.0 --add
+      edgeforge publish artifacts/demo-cpu hf://example/demo-cpu
     """
     from edgeforge import publish as publishing
     from edgeforge.cli.console import emit_json
@@ -59,9 +62,8 @@ def publish(
             }
         )
         return
-    spared = done.present_bytes + done.mounted_bytes
-    click.echo(f"{reference}@{done.digest}")
-    click.echo(
-        f"{done.files} files for {', '.join(done.targets)}: sent {bytes_text(done.sent_bytes)}"
-        f" of {bytes_text(done.size_bytes)}" + (f", {bytes_text(spared)} was there" if spared else "")
-    )
+    told = f"{done.files} files for {', '.join(done.targets)}, {bytes_text(done.size_bytes)}"
+    if done.sent_bytes is not None:
+        spared = (done.present_bytes or 0) + (done.mounted_bytes or 0)
+        told += f": sent {bytes_text(done.sent_bytes)}" + (f", {bytes_text(spared)} was there" if spared else "")
+    click.echo(f"{reference}: {done.digest}\n{told}")

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 def pull(
     reference: str, folder: Path, platform: str, plain_http: bool, attempts: int, as_json: bool, quiet: bool
 ) -> None:
-    """Fetch the bundle under REF into DIR: oci://host/name:tag, or oci://host/name@sha256:...
+    """Fetch the bundle under REF into DIR: oci://host/name:tag, oci://host/name@sha256:..., hf://org/name[@revision],
+    or a URL of fsspec.
 
     Every byte is verified while it arrives, and DIR is there when all of them are right. A bundle already in DIR is
     replaced, and what it shares with the new one is not fetched. An interrupted pull goes on where it stopped.

@@ -4,16 +4,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeforge.bundle import verify
+from edgeforge.bundle import check_destination, verify
 from edgeforge.errors import UsageError
 from edgeforge.model.hub import cache_folder
+from edgeforge.publish.artifact import target_name
+from edgeforge.publish.hub import pull_from_hub, push_to_hub
 from edgeforge.publish.journal import Journal
-from edgeforge.publish.pull import Choose, Pulled
+from edgeforge.publish.outcome import Pulled, Pushed, Verified
+from edgeforge.publish.pull import Choose
 from edgeforge.publish.pull import pull as pull_from_registry
-from edgeforge.publish.push import Pushed, Verified, push
-from edgeforge.publish.reference import OciReference, parse_reference
+from edgeforge.publish.push import push
+from edgeforge.publish.reference import HubReference, OciReference, UrlReference, parse_reference
 from edgeforge.publish.registry import Registry
 from edgeforge.publish.upload import CHUNK_BYTES
+from edgeforge.publish.urls import pull_from_url, push_to_url
 
 # A stage (verify, upload, download), bytes done, bytes in all.
 Progress = Callable[[str, int, int], None]
@@ -43,21 +47,24 @@ def publish(
     Raises CorruptBundle, UnusableInput, IntegrityError, UsageError, and whatever a check raises.
     """
     place = parse_reference(reference)
-    if not isinstance(place, OciReference):
-        raise UsageError(f"{place} is no registry", hint="give oci://host/name:tag")
-    if place.digest is not None:
-        raise UsageError(f"{place} names a digest, which only the content decides", hint="publish under a tag")
+    if isinstance(place, OciReference):
+        if place.digest is not None:
+            raise UsageError(f"{place} names a digest, which only the content decides", hint="publish under a tag")
+    elif len(bundles) > 1 or add:
+        raise UsageError(f"{place} holds one bundle", hint="publish several to a registry, or each to its own place")
     verified = [_verified(bundle, checks, progress) for bundle in bundles]
     _check_targets(verified)
+
+    def uploaded(done: int, total: int) -> None:
+        progress("upload", done, total)
+
+    if isinstance(place, HubReference):
+        return push_to_hub(place, verified[0])
+    if isinstance(place, UrlReference):
+        return push_to_url(place, verified[0], progress=uploaded)
     registry = Registry(place, plain_http=wire.plain_http, attempts=wire.attempts)
-    return push(
-        registry,
-        verified,
-        Journal(folder=cache_folder() / "publish"),
-        add=add,
-        chunk_bytes=wire.chunk_bytes,
-        progress=lambda done, total: progress("upload", done, total),
-    )
+    journal = Journal(folder=cache_folder() / "publish")
+    return push(registry, verified, journal, add=add, chunk_bytes=wire.chunk_bytes, progress=uploaded)
 
 
 def pull(
@@ -70,23 +77,31 @@ def pull(
     checks: Sequence[Check] = (),
     progress: Progress = lambda stage, done, total: None,
 ) -> Pulled:
-    """The bundle at `destination`, proven; see `edgeforge.publish.pull`."""
+    """The bundle under `reference` is at `destination` afterwards, in the place of the one that was there; or nothing
+    has changed.
+
+    `platform` names the target to take where there are several; without it, `choose` decides. Every check sees the
+    complete bundle before it is in place. Raises UnusableInput, IntegrityError, CorruptBundle, UsageError,
+    OutOfResources, what `choose` raises, and what a check raises.
+    """
     place = parse_reference(reference)
-    if not isinstance(place, OciReference):
-        raise UsageError(f"{place} is no registry", hint="give oci://host/name:tag")
+    check_destination(destination, replace=True)
+    if destination.is_symlink():
+        raise UsageError(f"{destination} is a link", hint="name the folder it points to")
 
     def check(bundle: Path) -> None:
         for each in checks:
             each(bundle)
 
-    return pull_from_registry(
-        Registry(place, plain_http=wire.plain_http, attempts=wire.attempts),
-        destination,
-        platform=platform,
-        choose=choose,
-        check=check,
-        progress=lambda done, total: progress("download", done, total),
-    )
+    def downloaded(done: int, total: int) -> None:
+        progress("download", done, total)
+
+    if isinstance(place, HubReference):
+        return pull_from_hub(place, destination, check=check)
+    if isinstance(place, UrlReference):
+        return pull_from_url(place, destination, check=check, progress=downloaded)
+    registry = Registry(place, plain_http=wire.plain_http, attempts=wire.attempts)
+    return pull_from_registry(registry, destination, platform=platform, choose=choose, check=check, progress=downloaded)
 
 
 def _verified(bundle: Path, checks: Sequence[Check], progress: Progress) -> Verified:
@@ -100,7 +115,7 @@ def _check_targets(bundles: Sequence[Verified]) -> None:
     """An index has one bundle for each target."""
     folders: dict[str, Path] = {}
     for bundle in bundles:
-        target = str(bundle.manifest.target.get("name"))
+        target = target_name(bundle.manifest)
         if target in folders:
             raise UsageError(
                 f"{folders[target]} and {bundle.folder} are both for target {target}",

@@ -29,6 +29,11 @@ class Arrival:
     def bundle(self) -> Path:
         return self.folder / "bundle"
 
+    @property
+    def unsorted(self) -> Path:
+        """Where a library puts files under their own names."""
+        return self.folder / "files"
+
     def blob(self, sha256: str) -> Path:
         return self.folder / "blobs" / sha256
 
@@ -48,9 +53,10 @@ def arrival(destination: Path) -> Iterator[Arrival]:
                 f"another pull is writing to {destination}", hint="wait for it, or pull to another folder"
             ) from None
         shutil.rmtree(folder / "bundle", ignore_errors=True)
-        wrong = False
+        wrong = done = False
         try:
             yield Arrival(folder=folder)
+            done = True
         except (IntegrityError, CorruptBundle):
             wrong = True
             raise
@@ -58,7 +64,8 @@ def arrival(destination: Path) -> Iterator[Arrival]:
             error.add_note(f"what arrived is kept beside {destination}, and the same command goes on there")
             raise
         finally:
-            if wrong or not any((folder / "blobs").iterdir()):
+            begun = any((folder / "blobs").iterdir()) or (folder / "files").exists()
+            if done or wrong or not begun:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -97,11 +104,16 @@ def reuse(old: Path, new: Path, sha256: str) -> bool:
 
 
 def check_room(room: Arrival, layers: Sequence[Layer], elsewhere: Iterable[str]) -> None:
-    """OutOfResources before the first byte, where the disk cannot hold what is still to come."""
+    """`check_free` for what is neither here in part nor in the files whose SHA-256 are `elsewhere`."""
     known = set(elsewhere)
     missing = {layer.blob.sha256: layer.blob.size for layer in layers if layer.blob.sha256 not in known}
     there = sum(min(file.stat().st_size, missing.get(file.name, 0)) for file in (room.folder / "blobs").iterdir())
-    needed, free = sum(missing.values()) - there, shutil.disk_usage(room.folder).free
+    check_free(room, sum(missing.values()) - there)
+
+
+def check_free(room: Arrival, needed: int) -> None:
+    """OutOfResources before the first byte, where the disk cannot hold what is still to come."""
+    free = shutil.disk_usage(room.folder).free
     if needed > free:
         raise OutOfResources(
             f"the bundle needs {needed / 1e6:,.0f} MB, and the disk of {room.folder.parent} has {free / 1e6:,.0f} MB"

@@ -6,6 +6,7 @@ OCI distribution-spec 1.1, "Pulling blobs"; byte ranges as in RFC 9110, 14.
 import hashlib
 import re
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 import requests
@@ -23,9 +24,9 @@ def fetch_bytes(registry: Registry, blob: Descriptor, *, name: str) -> bytes:
     """A small blob, verified."""
     content = registry.request("GET", registry.url(f"blobs/{blob.digest}"), expect=(200,)).content
     if len(content) != blob.size:
-        raise _wrong_size(name, len(content), blob)
+        raise wrong_size(name, len(content), blob)
     if hashlib.sha256(content).hexdigest() != blob.sha256:
-        raise _wrong_digest(name)
+        raise wrong_digest(name)
     return content
 
 
@@ -42,7 +43,7 @@ def fetch_blob(
     Whatever `file` holds is taken for the beginning of the blob, and found out if it is not. IntegrityError, and no
     file, where the registry sends other bytes or fewer than the descriptor says.
     """
-    arriving = _Arriving(file, blob)
+    arriving = Arriving(file, blob)
     kept = arriving.size
     _receive_all(registry, blob, arriving, name, received)
     if kept and arriving.digest.hexdigest() != blob.sha256:  # what was there may be what is wrong
@@ -51,11 +52,11 @@ def fetch_blob(
         _receive_all(registry, blob, arriving, name, received)
     if arriving.digest.hexdigest() != blob.sha256:
         file.unlink()
-        raise _wrong_digest(name)
+        raise wrong_digest(name)
     return kept
 
 
-class _Arriving:
+class Arriving:
     """A file that grows, and the SHA-256 of what it holds."""
 
     def __init__(self, file: Path, blob: Descriptor) -> None:
@@ -71,6 +72,12 @@ class _Arriving:
                         self.digest.update(block)
                         self.size += len(block)
 
+    def take(self, block: bytes, sink: FileIO) -> None:
+        """Append a block through `sink`, which is the file opened for that."""
+        sink.write(block)
+        self.digest.update(block)
+        self.size += len(block)
+
     def restart(self) -> None:
         self.file.write_bytes(b"")
         self.digest = hashlib.sha256()
@@ -78,7 +85,7 @@ class _Arriving:
 
 
 def _receive_all(
-    registry: Registry, blob: Descriptor, arriving: _Arriving, name: str, received: Callable[[int], None]
+    registry: Registry, blob: Descriptor, arriving: Arriving, name: str, received: Callable[[int], None]
 ) -> None:
     """Ask for the rest until it is there; attempts count anew with every byte that came."""
     attempt = 0
@@ -95,7 +102,7 @@ def _receive_all(
 
 
 def _receive(
-    registry: Registry, blob: Descriptor, arriving: _Arriving, name: str, received: Callable[[int], None]
+    registry: Registry, blob: Descriptor, arriving: Arriving, name: str, received: Callable[[int], None]
 ) -> None:
     """Append what one response brings. Busy where it was cut."""
     headers = {"Range": f"bytes={arriving.size}-"} if arriving.size else {}
@@ -108,16 +115,14 @@ def _receive(
         with arriving.file.open("ab", buffering=0) as sink:
             try:
                 while block := response.raw.read(BLOCK_BYTES):
-                    sink.write(block)
-                    arriving.digest.update(block)
-                    arriving.size += len(block)
+                    arriving.take(block, sink)
                     received(len(block))
             except (urllib3.exceptions.HTTPError, requests.RequestException) as error:
                 raise registry.explain(error) from None
 
 
 def _check_length(
-    registry: Registry, response: requests.Response, blob: Descriptor, arriving: _Arriving, name: str
+    registry: Registry, response: requests.Response, blob: Descriptor, arriving: Arriving, name: str
 ) -> None:
     """The registry's blob is as long as its descriptor says, before any byte of it is taken."""
     if response.status_code == 416:
@@ -133,13 +138,13 @@ def _check_length(
         size = int(response.headers.get("Content-Length", blob.size))
     if size != blob.size:
         arriving.file.unlink()
-        raise _wrong_size(name, size, blob)
+        raise wrong_size(name, size, blob)
 
 
-def _wrong_size(name: str, size: int, blob: Descriptor) -> IntegrityError:
+def wrong_size(name: str, size: int, blob: Descriptor) -> IntegrityError:
     what = "truncated" if size < blob.size else "longer than it should be"
     return IntegrityError(f"{name} is {what} in the registry: {size:,} bytes of {blob.size:,}", hint=_HINT)
 
 
-def _wrong_digest(name: str) -> IntegrityError:
+def wrong_digest(name: str) -> IntegrityError:
     return IntegrityError(f"{name} arrived changed: its SHA-256 is not that of its descriptor", hint=_HINT)

@@ -3,10 +3,13 @@
 Small files in EdgeForge's cache, of which any may be missing: then a blob is sent again, whole.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +28,26 @@ class Journal:
 
     def upload(self, reference: OciReference, digest: str) -> str | None:
         """Where the upload of a blob to the reference's repository goes on."""
-        value = _read(self._upload(reference, digest)).get("location")
+        value = _read(self.upload_file(reference, digest)).get("location")
         return value if isinstance(value, str) else None
 
+    @contextmanager
+    def alone(self, reference: OciReference, digest: str) -> Iterator[int]:
+        """One push at a time sends a blob to a repository; the open file that is locked. Whoever inherits it holds the
+        lock as long.
+        """
+        path = self.upload_file(reference, digest).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield lock.fileno()
+
     def begin(self, reference: OciReference, digest: str, location: str) -> None:
-        _write(self._upload(reference, digest), {"location": location})
+        _write(self.upload_file(reference, digest), {"location": location})
 
     def end(self, reference: OciReference, digest: str) -> None:
         """The blob is there, or its upload is lost."""
-        self._upload(reference, digest).unlink(missing_ok=True)
+        self.upload_file(reference, digest).unlink(missing_ok=True)
 
     def holders(self, reference: OciReference, digest: str) -> tuple[str, ...]:
         """Other repositories of the same registry that got the blob from this machine, the latest first."""
@@ -46,7 +60,8 @@ class Journal:
         names = [reference.name, *self.holders(reference, digest)][:MOST_HOLDERS]
         _write(self._blob(reference, digest), {"repositories": names})
 
-    def _upload(self, reference: OciReference, digest: str) -> Path:
+    def upload_file(self, reference: OciReference, digest: str) -> Path:
+        """The file that `begin` writes: an object with `location`."""
         return self.folder / "uploads" / f"{_key(reference.host, reference.name, digest)}.json"
 
     def _blob(self, reference: OciReference, digest: str) -> Path:

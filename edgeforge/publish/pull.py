@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeforge.bundle import check_destination, publish_directory
-from edgeforge.errors import IntegrityError, UnusableInput, UsageError
+from edgeforge.bundle import publish_directory
+from edgeforge.errors import IntegrityError, UnusableInput
 from edgeforge.publish.arrival import (
     Arrival,
     arrival,
@@ -21,6 +21,7 @@ from edgeforge.publish.artifact import INDEX_TYPE, Layer, layers_from, target_na
 from edgeforge.publish.download import fetch_blob, fetch_bytes
 from edgeforge.publish.index import variants_from
 from edgeforge.publish.manifests import Fetched, fetch_manifest
+from edgeforge.publish.outcome import Pulled
 from edgeforge.publish.registry import Registry
 from edgeforge.runtime.manifest import MANIFEST_NAME, Manifest, manifest_from_json
 
@@ -28,21 +29,8 @@ Progress = Callable[[int, int], None]
 Check = Callable[[Path], None]
 # Manifests by target -> the target that this machine runs; raises where there is none.
 Choose = Callable[[Mapping[str, Manifest]], str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pulled:
-    """What a pull came to. `received_bytes` came over the wire, `resumed_bytes` were left by a pull that was cut,
-    `reused_bytes` are files of the bundle that was at the destination.
-    """
-
-    digest: str
-    target: str
-    files: int
-    size_bytes: int
-    received_bytes: int
-    resumed_bytes: int
-    reused_bytes: int
+# (layer, file, count bytes that came) -> bytes of the layer that were in the file before; all are there afterwards.
+Fetch = Callable[[Layer, Path, Callable[[int], None]], int]
 
 
 def pull(
@@ -51,27 +39,24 @@ def pull(
     *,
     platform: str | None,
     choose: Choose,
-    check: Check = lambda bundle: None,
-    progress: Progress = lambda done, total: None,
+    check: Check,
+    progress: Progress,
 ) -> Pulled:
     """The bundle is at `destination` afterwards, in the place of the one that was there; or nothing has changed.
 
     `platform` names the target to take from an index; without it, `choose` decides. `check` sees the complete bundle
     before it is in place, and refuses it by raising.
     """
-    check_destination(destination, replace=True)
-    if destination.is_symlink():
-        raise UsageError(f"{destination} is a link", hint="name the folder it points to")
     found = _chosen(registry, platform, choose)
     layers = layers_from(found.content)
     manifest = check_layers(_manifest_json(registry, layers), layers)
     if platform is not None and target_name(manifest) != platform:
         raise _no_such(registry, platform, [target_name(manifest)])
-    with arrival(destination) as room:
-        counts = _receive(registry, room, layers, older_files(destination), progress)
-        bundle = assemble(room, layers)
-        check(bundle)
-        publish_directory(bundle, destination, replace=True)
+
+    def fetch(layer: Layer, file: Path, received: Callable[[int], None]) -> int:
+        return fetch_blob(registry, layer.blob, file, name=layer.path, received=received)
+
+    counts = land(destination, layers, fetch, check=check, progress=progress)
     return Pulled(
         digest=found.digest,
         target=target_name(manifest),
@@ -84,10 +69,22 @@ def pull(
 
 
 @dataclass(slots=True, kw_only=True)
-class _Counts:
+class Counts:
+    """Bytes of a pull, by where they came from."""
+
     received: int = 0
     resumed: int = 0
     reused: int = 0
+
+
+def land(destination: Path, layers: tuple[Layer, ...], fetch: Fetch, *, check: Check, progress: Progress) -> Counts:
+    """Fetch what is missing of the layers, put them together, prove the bundle, and rename it to `destination`."""
+    with arrival(destination) as room:
+        counts = _receive(fetch, room, layers, older_files(destination), progress)
+        bundle = assemble(room, layers)
+        check(bundle)
+        publish_directory(bundle, destination, replace=True)
+    return counts
 
 
 def _chosen(registry: Registry, platform: str | None, choose: Choose) -> Fetched:
@@ -126,14 +123,14 @@ def _manifest_json(registry: Registry, layers: tuple[Layer, ...]) -> object:
 
 
 def _receive(
-    registry: Registry, room: Arrival, layers: tuple[Layer, ...], older: Mapping[str, Path], progress: Progress
-) -> _Counts:
-    """Every blob is in the room afterwards."""
+    fetch: Fetch, room: Arrival, layers: tuple[Layer, ...], older: Mapping[str, Path], progress: Progress
+) -> Counts:
+    """Every blob is in the room afterwards, the small ones first."""
     blobs = {layer.blob.sha256: layer for layer in layers}
     forget_others(room, blobs)
     check_room(room, layers, older)
     total, done = sum(layer.blob.size for layer in blobs.values()), 0
-    counts = _Counts()
+    counts = Counts()
 
     def receive(count: int) -> None:
         nonlocal done
@@ -147,7 +144,7 @@ def _receive(
             there = layer.blob.size
             counts.reused += there
         else:
-            there = fetch_blob(registry, layer.blob, file, name=layer.path, received=receive)
+            there = fetch(layer, file, receive)
             counts.resumed += there
         done += there
         progress(min(done, total), total)

@@ -6,7 +6,6 @@ stays what it was.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgeforge.errors import IntegrityError
 from edgeforge.publish.artifact import (
@@ -20,34 +19,11 @@ from edgeforge.publish.artifact import (
 )
 from edgeforge.publish.index import Variant, index_of, read_variants, variant_of
 from edgeforge.publish.journal import Journal
+from edgeforge.publish.outcome import Pushed, Verified
 from edgeforge.publish.registry import Registry
 from edgeforge.publish.upload import CHUNK_BYTES, Push, Source, push_blob
-from edgeforge.runtime.manifest import Manifest
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """A bundle whose every byte was checked."""
-
-    folder: Path
-    manifest: Manifest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pushed:
-    """What a push came to. `sent_bytes` went over the wire, in whole chunks; `present_bytes` were in the repository,
-    `mounted_bytes` were lent by another one. `digest` is that of the manifest, or of the index over `targets`.
-    """
-
-    digest: str
-    targets: tuple[str, ...]
-    files: int
-    size_bytes: int
-    sent_bytes: int
-    present_bytes: int
-    mounted_bytes: int
 
 
 def push(

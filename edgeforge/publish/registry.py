@@ -27,6 +27,8 @@ REDIRECTS = 5
 BUSY = frozenset({408, 429, 500, 502, 503, 504})
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH"]
+# (URL, headers) -> what the registry answered.
+Send = Callable[[str, Mapping[str, str]], requests.Response]
 
 
 class Busy(EdgeForgeError):
@@ -80,15 +82,17 @@ class Registry:
         body: bytes = b"",
         stream: bool = False,
         again: bool = True,
+        send: Send | None = None,
     ) -> requests.Response:
         """The response, whose status is one of `expect`. Raises UnusableInput, or Busy after the last attempt.
 
-        Without `again`, a lost connection or a busy registry is Busy at once (the caller knows better how to go on).
+        `send` makes the request itself, where it is not to be made here. Without `again`, a lost connection or a busy
+        registry is Busy at once (the caller knows better how to go on).
         """
         attempts = self.attempts if again else 1
         for attempt in range(1, attempts + 1):
             try:
-                response = self._authorized(method, url, headers or {}, body, stream)
+                response = self._authorized(method, url, headers or {}, send or self._sender(method, body, stream))
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 reason = self.explain(error)
                 if attempt == attempts or not isinstance(reason, Busy):
@@ -153,11 +157,17 @@ class Registry:
             hint="set REQUESTS_CA_BUNDLE to the file with the certificate of its authority, if you trust that",
         )
 
-    def _authorized(
-        self, method: Method, url: str, headers: Mapping[str, str], body: bytes, stream: bool
-    ) -> requests.Response:
+    def _sender(self, method: Method, body: bytes, stream: bool) -> Send:
+        def send(url: str, headers: Mapping[str, str]) -> requests.Response:
+            return self._session.request(
+                method, url, data=body or None, headers=dict(headers), stream=stream, allow_redirects=False
+            )
+
+        return send
+
+    def _authorized(self, method: Method, url: str, headers: Mapping[str, str], send: Send) -> requests.Response:
         """One request, and a second one with fresh credentials where the first is answered with 401."""
-        response = self._follow(method, url, headers, body, stream)
+        response = self._follow(method, url, headers, send)
         if response.status_code != 401 or not self._is_ours(url):
             return response
         headers_now = self._credentials.answer(response)
@@ -168,20 +178,16 @@ class Registry:
             return response
         response.close()
         self._authorization = headers_now
-        return self._follow(method, url, headers, body, stream)
+        return self._follow(method, url, headers, send)
 
-    def _follow(
-        self, method: Method, url: str, headers: Mapping[str, str], body: bytes, stream: bool
-    ) -> requests.Response:
+    def _follow(self, method: Method, url: str, headers: Mapping[str, str], send: Send) -> requests.Response:
         """Redirects of GET and HEAD are followed here: never from HTTPS to HTTP, never with our credentials elsewhere.
 
         Blobs are often stored at another host (distribution-spec, "Pulling blobs": 307).
         """
         for _ in range(REDIRECTS):
-            sent = {"Accept-Encoding": "identity", **headers, **(self._authorization if self._is_ours(url) else {})}
-            response = self._session.request(
-                method, url, data=body or None, headers=sent, stream=stream, allow_redirects=False
-            )
+            own = self._authorization if self._is_ours(url) else {}
+            response = send(url, {"Accept-Encoding": "identity", **headers, **own})
             if not (response.is_redirect and method in ("GET", "HEAD")):
                 return response
             response.close()

@@ -5,7 +5,8 @@ upload that was cut is asked how far it came, and goes on there.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ import requests
 
 from edgeforge.errors import EdgeForgeError, IntegrityError
 from edgeforge.publish.artifact import Descriptor
+from edgeforge.publish.chunks import Carrier, Chunk, carrier
 from edgeforge.publish.journal import Journal
 from edgeforge.publish.registry import Busy, Registry
 
@@ -65,14 +67,18 @@ class _Upload:
 
 def push_blob(push: Push, blob: Descriptor, source: Source) -> Outcome:
     """The blob is in the repository afterwards. Raises IntegrityError where it is not what its digest says."""
+    reference = push.registry.reference
     outcome: Outcome = "present"
     if not _exists(push, blob):
-        upload = _resumed(push, blob) or _mounted_or_begun(push, blob)
-        outcome = "mounted" if upload is None else "sent"
-        if upload is not None:
-            _complete(push, upload, blob, source)
-    push.journal.end(push.registry.reference, blob.digest)
-    push.journal.hold(push.registry.reference, blob.digest)
+        # Only what goes in chunks can be gone on with.
+        small = blob.size <= push.chunk_bytes or isinstance(source.content, bytes)
+        with nullcontext(-1) if small else push.journal.alone(reference, blob.digest) as lock:
+            upload = _resumed(push, blob) or _mounted_or_begun(push, blob)
+            outcome = "mounted" if upload is None else "sent"
+            if upload is not None:
+                _complete(push, upload, blob, source, lock)
+            push.journal.end(reference, blob.digest)
+    push.journal.hold(reference, blob.digest)
     return outcome
 
 
@@ -128,7 +134,7 @@ def _received(response: requests.Response) -> int:
     return 0 if match is None or match[1] == "0" else int(match[1]) + 1
 
 
-def _complete(push: Push, upload: _Upload, blob: Descriptor, source: Source) -> None:
+def _complete(push: Push, upload: _Upload, blob: Descriptor, source: Source, lock: int) -> None:
     """Send the rest and close the upload. After a cut the registry is asked how far it came; attempts count anew as
     soon as more has arrived than ever before.
     """
@@ -136,8 +142,8 @@ def _complete(push: Push, upload: _Upload, blob: Descriptor, source: Source) -> 
     attempt = 0
     while True:
         try:
-            while upload.offset < blob.size and not _fits_in_one(push, upload, blob):
-                upload = _send_chunk(push, upload, blob, source)
+            for further in _chunks_sent(push, upload, blob, source, lock):
+                upload = further
                 if upload.offset > furthest:
                     furthest, attempt = upload.offset, 0
             _close(push, upload, blob, source)
@@ -152,29 +158,43 @@ def _complete(push: Push, upload: _Upload, blob: Descriptor, source: Source) -> 
             upload = _resumed(push, blob) or _begun(push)
 
 
-def _fits_in_one(push: Push, upload: _Upload, blob: Descriptor) -> bool:
-    return upload.offset == 0 and blob.size <= max(push.chunk_bytes, upload.least_bytes)
-
-
-def _send_chunk(push: Push, upload: _Upload, blob: Descriptor, source: Source) -> _Upload:
+def _chunks_sent(push: Push, upload: _Upload, blob: Descriptor, source: Source, lock: int) -> Iterator[_Upload]:
+    """The upload after every chunk that it still needs; none for a blob that its last request can carry."""
+    at_once = max(push.chunk_bytes, upload.least_bytes)
+    if isinstance(source.content, bytes) or blob.size in (upload.offset, min(blob.size, push.chunk_bytes)):
+        return
     reference = push.registry.reference
     push.journal.begin(reference, blob.digest, upload.location)
-    count = min(max(push.chunk_bytes, upload.least_bytes), blob.size - upload.offset)
-    data = source.read(upload.offset, count)
-    headers = {"Content-Type": BYTES_TYPE, "Content-Range": f"{upload.offset}-{upload.offset + count - 1}"}
+    with carrier(lock) as courier:
+        while upload.offset < blob.size:
+            chunk = Chunk(
+                file=source.content,
+                offset=upload.offset,
+                count=min(at_once, blob.size - upload.offset),
+                journal=push.journal.upload_file(reference, blob.digest),
+            )
+            upload = _send_chunk(push, upload, courier, chunk, source.name)
+            yield upload
+
+
+def _send_chunk(push: Push, upload: _Upload, courier: Carrier, chunk: Chunk, name: str) -> _Upload:
+    end = chunk.offset + chunk.count
     response = push.registry.request(
-        "PATCH", upload.location, expect=(202, 204, 400, 404, 416), headers=headers, body=data, again=False
+        "PATCH",
+        upload.location,
+        expect=(202, 204, 400, 404, 416),
+        headers={"Content-Type": BYTES_TYPE, "Content-Range": f"{chunk.offset}-{end - 1}"},
+        send=lambda url, headers: courier.send(url, headers, chunk),
+        again=False,
     )
     if response.status_code not in (202, 204):
-        raise Busy(f"{reference.host} lost the upload of {source.name}", hint="the same command sends it again")
-    push.sent(count)
-    following = replace(upload, location=push.registry.location(response), offset=upload.offset + count)
-    push.journal.begin(reference, blob.digest, following.location)
-    return following
+        raise Busy(f"{push.registry.host} lost the upload of {name}", hint="the same command sends it again")
+    push.sent(chunk.count)
+    return replace(upload, location=push.registry.location(response), offset=end)
 
 
 def _close(push: Push, upload: _Upload, blob: Descriptor, source: Source) -> None:
-    """PUT with the digest, which the registry checks; with the bytes too, where none was sent before."""
+    """PUT with the digest, which the registry checks; with all bytes, where none was sent before."""
     data = source.read(0, blob.size) if upload.offset == 0 else b""
     location = f"{upload.location}{'&' if '?' in upload.location else '?'}{urlencode({'digest': blob.digest})}"
     headers = {"Content-Type": BYTES_TYPE, "Content-Length": str(len(data))}

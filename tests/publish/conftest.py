@@ -3,13 +3,14 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faults import Proxy, before
 from published import PROGRAM, Run, incompressible, with_file
-from registries import RunningRegistry, program, running
+from registries import RunningRegistry, fast_disk, program, running
 from tiny_bundle import make_bundle
 
 
@@ -22,8 +23,8 @@ def registry_program() -> str:
 
 
 @pytest.fixture(scope="session")
-def registry(registry_program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with running(registry_program, tmp_path_factory.mktemp("registry")) as started:
+def registry(registry_program: str) -> Iterator[RunningRegistry]:
+    with tempfile.TemporaryDirectory(dir=fast_disk()) as folder, running(registry_program, Path(folder)) as started:
         yield started
 
 

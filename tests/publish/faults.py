@@ -3,6 +3,7 @@
 import http.client
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ class Fault:
     status, headers, body   answer this, and forward nothing
     change                  the response's body, as the client gets it
     cut                     end the connection after so many bytes of the response's body
+    forget_range            ask the registry for the whole, whatever the client asked for
+    pause_s                 wait before answering
     """
 
     status: int | None = None
@@ -39,18 +42,27 @@ class Fault:
     body: bytes = b""
     change: Callable[[bytes], bytes] | None = None
     cut: int | None = None
+    forget_range: bool = False
+    pause_s: float = 0
 
 
 @dataclass(slots=True, kw_only=True)
 class Proxy:
-    """`fault` decides about each request; `uploading(bytes so far)` is called while bodies pass on."""
+    """`fault` decides about each request; `uploading` and `downloading` are told, while bodies pass on, how many bytes
+    passed in both directions so far.
+    """
 
     host: str = ""
     fault: Callable[[Request], Fault | None] = lambda request: None
     uploading: Callable[[int], None] = lambda total: None
+    downloading: Callable[[int], None] = lambda total: None
     requests: list[Request] = field(default_factory=list)
     uploaded_bytes: int = 0
     downloaded_bytes: int = 0
+
+    @property
+    def passed_bytes(self) -> int:
+        return self.uploaded_bytes + self.downloaded_bytes
 
     def forget(self) -> None:
         self.requests.clear()
@@ -98,6 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(method=self.command, path=self.path, headers=dict(self.headers))
         self.state.requests.append(request)
         fault = self.state.fault(request) or Fault()
+        time.sleep(fault.pause_s)
         try:
             if fault.status is not None:
                 self._refuse(fault)
@@ -114,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise ConnectionError("the client went away")
             left -= len(block)
             self.state.uploaded_bytes += len(block)
-            self.state.uploading(self.state.uploaded_bytes)
+            self.state.uploading(self.state.passed_bytes)
             yield block
 
     def _refuse(self, fault: Fault) -> None:
@@ -134,7 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
-                if name.lower() not in ("connection", "authorization"):
+                dropped = ("connection", "authorization", *(("range",) if fault.forget_range else ()))
+                if name.lower() not in dropped:
                     upstream.putheader(name, value)
             upstream.endheaders()
             for block in self._body():
@@ -160,6 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             part = block if left is None else block[:left]
             self.wfile.write(part)
             self.state.downloaded_bytes += len(part)
+            self.state.downloading(self.state.passed_bytes)
             if left is not None:
                 left -= len(part)
                 if left <= 0:
