@@ -66,7 +66,7 @@ def allocation_fields(told: Mapping[str, object]) -> list[tuple[str, str]]:
     return [
         ("budget", limit),
         ("weights", f"{size:,} bytes"),
-        ("predicted", f"a divergence of {divergence:.4g} nats per token when rounded; {best}"),
+        ("predicted", f"a divergence of {divergence:.4g} nats per token; {best}"),
     ]
 
 

@@ -38,7 +38,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """The plan that the budget bought. `divergence`: predicted, of codes rounded to nearest. `weights_bytes`: the file.
+    """The plan that the budget bought. `divergence`: predicted. `weights_bytes`: the file.
 
     `bound`: nothing within the budget does better, in the figure that was not given.
     """

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from edgeforge import __version__
 from edgeforge.errors import OutOfResources, UnusableInput
 from edgeforge.model.checkpoint import Checkpoint
@@ -24,7 +26,7 @@ from edgeforge.model.hub import alone, cache_folder
 from edgeforge.pipeline.budget_options import Item, items_of
 from edgeforge.pipeline.calibration_source import CalibrationTokens
 from edgeforge.pipeline.layerwise import check_torch, collect_grams
-from edgeforge.planning import BuildPlan
+from edgeforge.planning import BuildPlan, fused_blocks
 
 WEIGHING = 2
 """Raise it with every change to a loss: in `budget_losses`, `sensitivity`, `layerwise.collecting`, searched scales."""
@@ -99,6 +101,7 @@ def _weigh(
     from edgeforge.pipeline.budget_losses import losses_of
     from edgeforge.pipeline.layerwise.passes import resources_told
 
+    _check_disk(plan, tokens, folder)
     few = replace(tokens, ids=tokens.ids[:GRAM_SAMPLES])
     grams = collect_grams(
         checkpoint, few, folder, device=device, threads=threads, progress=_part(progress, 0, 6), log=log
@@ -121,6 +124,22 @@ def _weigh(
             ) from error
         losses = losses_of(checkpoint, plan, items, grams, measured, threads=threads, progress=_part(progress, 9, 10))
     return tuple(map(tuple, losses))
+
+
+def _check_disk(plan: BuildPlan, tokens: CalibrationTokens, folder: Path) -> None:
+    """OutOfResources where Gram matrices, and then the hidden states before every layer, have no room on the disk."""
+    a = plan.architecture
+    figures = sum(block[0].in_features ** 2 for block in fused_blocks(a)) + a.hidden_size**2
+    figures += (a.num_hidden_layers + 1) * GRADIENT_SAMPLES * tokens.ids.shape[1] * a.hidden_size
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    wanted = figures * np.dtype(np.float32).itemsize - there
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < wanted:
+        raise OutOfResources(
+            f"weighing the options keeps {wanted / 1e6:,.0f} MB of files, and {place} has {free / 1e6:,.0f} MB free",
+            hint="free some space, or choose a folder on another disk with --out",
+        )
 
 
 def _part(progress: Progress, first: int, last: int) -> Progress:

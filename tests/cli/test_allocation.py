@@ -56,7 +56,7 @@ def test_a_plan_shows_what_was_chosen_and_why(
     lines = shown.splitlines()
     assert "  budget     at most 240,000 bytes" in lines
     assert f"  weights    {told['weights_bytes']:,} bytes" in lines
-    assert "nats per token when rounded; none within the budget has less than 0.0" in shown
+    assert "nats per token; none within the budget has less than 0.0" in shown
     start = next(number for number, line in enumerate(lines) if line.startswith("  Chosen"))
     table = lines[start + 1 : lines.index("", start)]
     chosen = told["chosen"]

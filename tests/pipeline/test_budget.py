@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from built import all_rows, quiet
 from numpy.typing import NDArray
 
 from edgeforge.cli import main
-from edgeforge.errors import DoesNotFit, UnusableInput, UsageError
+from edgeforge.errors import DoesNotFit, OutOfResources, UnusableInput, UsageError
 from edgeforge.hardware import load_target
 from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
 from edgeforge.model.forward import forward
@@ -277,6 +278,22 @@ def test_a_cache_that_cannot_be_written_is_no_failure(
     weigh(checkpoint, plan, few, None, device="cpu", threads=1, progress=unwatched, log=said.append)
     assert len(said) == 1
     assert said[0].startswith("the weighed options could not be kept")
+    assert counted.runs == 1
+
+
+def test_a_disk_without_room_is_told_before_the_work(
+    checkpoint: Checkpoint,
+    plan: BuildPlan,
+    few: CalibrationTokens,
+    counted: Counted,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weighed(checkpoint, plan, few)
+    free = SimpleNamespace(free=500_000)
+    monkeypatch.setattr("edgeforge.pipeline.budget_weighing.shutil.disk_usage", lambda place: free)
+    with pytest.raises(OutOfResources, match=r"keeps 2 MB of files, and .* has 0 MB free") as raised:
+        weighed(checkpoint, plan, replace(few, ids=few.ids + 1))
+    assert "EDGEFORGE_CACHE" in (raised.value.hint or "")
     assert counted.runs == 1
 
 
