@@ -205,11 +205,11 @@ def build_all(options: Sequence[BuildOptions], *, progress: Progress, log: Log =
         bundles.check_destination(each.out)
     prepared = prepare_all(options)
     _check_disk(options, prepared)
-    for ready in prepared:
-        _tell_untied(ready, log)
     with ExitStack() as stack:
         stagings = [stack.enter_context(bundles.staging_directory(each.out)) for each in options]
         prepared = _allocate(options[0], prepared, progress, log)
+        for ready in prepared:
+            _tell_untied(ready, log)
         prepared = _calibrate(options[0], prepared, progress, log)
         _write_weights(options, prepared, stagings, progress)
         results = tuple(
@@ -258,6 +258,7 @@ def _check_disk(options: Sequence[BuildOptions], prepared: Sequence[Prepared]) -
 
 
 def _tell_untied(prepared: Prepared, log: Log) -> None:
+    """What a rotation costs a model whose output head was its embedding."""
     if prepared.original.architecture.tie_word_embeddings and not prepared.plan.architecture.tie_word_embeddings:
         head = sum(row.stored_bytes for row in weight_rows(prepared.plan) if row.role == "lm_head")
         log(
