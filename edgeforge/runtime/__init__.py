@@ -52,7 +52,8 @@ def load(
     verify: "Literal['quick', 'full']" = "quick",
     device: "Literal['cpu', 'cuda'] | None" = None,
 ) -> "Model":
-    """Check the bundle's files and requirements, and open it.
+    """Check the bundle's files and requirements, and open it. `path` may be a folder of several bundles: then it is the
+    one that suits this machine best (`variants`), and MissingRequirement says why none does.
 
     threads: for onnxruntime; None takes the physical cores this process may use. device: None takes the one that the
     bundle was built for; "cpu" runs a CUDA bundle of onnxruntime on the processor. A bundle of another engine runs in
@@ -61,8 +62,9 @@ def load(
     device or version).
     """
     from .choice import open_engine
+    from .variants import bundle_in
 
-    bundle = Path(path)
+    bundle = bundle_in(Path(path))
     manifest = verify_bundle(bundle, verify)
     engine = open_engine(bundle, manifest, device=device, threads=threads)
     # Only now, since it imports the packages that `open_engine` has looked for.
