@@ -10,6 +10,7 @@ from pathlib import Path
 from edgeforge.bundle.assemble import assemble, runtime_files
 from edgeforge.bundle.epoch import source_date
 from edgeforge.bundle.publish import check_destination, publish_directory, staging_directory
+from edgeforge.bundle.publishable import check_publishable
 from edgeforge.bundle.records import manifest_text, manifest_to_json
 from edgeforge.bundle.seal import seal
 from edgeforge.runtime.integrity import Level, Progress
@@ -19,6 +20,7 @@ from edgeforge.runtime.manifest import Manifest
 __all__ = [
     "assemble",
     "check_destination",
+    "check_publishable",
     "manifest_text",
     "manifest_to_json",
     "publish_directory",

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from edgeforge.runtime.manifest import SourceRecord
+from edgeforge.runtime.manifest import ModelRecord, SourceRecord
 
 NO_LICENCE = """\
 The checkpoint that this bundle was made from came without a licence file.
@@ -54,6 +54,11 @@ def llama_version(source: SourceRecord, texts: Iterable[str]) -> str | None:
 def has_agreement(texts: Iterable[str]) -> bool:
     """Whether Meta's community licence itself is among the texts."""
     return any(_AGREEMENT.search(text) for text in texts)
+
+
+def has_llamas_vocabulary(model: ModelRecord) -> bool:
+    """Whether the tokenizer is that of Llama 3 and later, by its size and first token."""
+    return (model.bos_token, model.vocab_size >= 128_000) == ("<|begin_of_text|>", True)
 
 
 def attribution(version: str) -> str:

@@ -11,7 +11,7 @@ from edgeforge import __version__
 EXIT_CODES = """\b
 Exit codes:
   0  done                                  5  accuracy gate failed
-  1  a bug in EdgeForge                    6  integrity (a hash or size differs)
+  1  a bug in EdgeForge                    6  integrity (a hash or signature)
   2  usage                                 7  missing dependency, driver or device
   3  unusable input (model, target, data)  8  out of disk or memory
   4  does not fit the target               130 Ctrl-C, 143 SIGTERM
@@ -39,8 +39,9 @@ COMMANDS: Mapping[str, Entry] = {
     "chat": Entry(module="chat", attribute="chat", summary="Talk with a bundle."),
     "validate": Entry(module="validate", attribute="validate", summary="Compare a bundle with its original."),
     "bench": Entry(module="bench", attribute="bench", summary="Measure a bundle's speed and memory."),
-    "verify": Entry(module="verify", attribute="verify", summary="Check every byte of a bundle."),
-    "publish": Entry(module="publish", attribute="publish", summary="Publish bundles to a registry."),
+    "verify": Entry(module="verify", attribute="verify", summary="Check every byte of a bundle, and its signature."),
+    "sign": Entry(module="sign", attribute="sign", summary="Sign a bundle with a key or an identity."),
+    "publish": Entry(module="publish", attribute="publish", summary="Publish bundles to a registry or the hub."),
     "pull": Entry(module="pull", attribute="pull", summary="Fetch a published bundle, verified."),
     "inspect": Entry(module="inspect", attribute="inspect", summary="Show what a model or bundle holds."),
     "targets": Entry(module="targets", attribute="targets", summary="List targets, or show one."),

@@ -188,7 +188,10 @@ def _files(fields: Fields) -> Mapping[str, FileRecord]:
     files: dict[str, FileRecord] = {}
     for path in fields.names():
         if not is_safe_path(path):
-            raise fields.wrong(repr(path), "is not a path inside the bundle")
+            raise CorruptBundle(
+                f"{MANIFEST_NAME} lists {path!r}, which is not a path inside the bundle",
+                hint="do not use the bundle, ask who published it",
+            )
         child = fields.child(path)
         record = FileRecord(
             sha256=child.take("sha256", str), size=child.take("size", int), role=child.take("role", str)
