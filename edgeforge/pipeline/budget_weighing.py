@@ -25,7 +25,7 @@ from edgeforge.model.checkpoint import Checkpoint
 from edgeforge.model.hub import alone, cache_folder
 from edgeforge.pipeline.budget_options import Item, items_of
 from edgeforge.pipeline.calibration_source import CalibrationTokens
-from edgeforge.pipeline.layerwise import check_torch, collect_grams
+from edgeforge.pipeline.layerwise import Recipe, check_torch, collect_grams
 from edgeforge.planning import BuildPlan, fused_blocks
 
 WEIGHING = 2
@@ -165,7 +165,7 @@ def _key(
         "length": tokens.ids.shape[1],
         "samples": [GRAM_SAMPLES, GRADIENT_SAMPLES],
         "options": _digest(options),
-        "compensates": "gptq" in plan.target.algorithm,
+        "emphasis": Recipe().emphasis if "gptq" in plan.target.algorithm else "none",
         "rounds_inputs": [plan.target.profile.kind, plan.target.activations],
         "device": device,
     }

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from edgeforge.pipeline.layerwise.workers import Workers
+from edgeforge.pipeline.layerwise.workers import Workers, products_in_bfloat16
 
 PARTS = 8
 
@@ -40,11 +40,17 @@ class Statistics:
             start, stop = columns
             mine = x[:, start:stop]
             self.gram[:stop, start:stop].addmm_(x[:, :stop].T, mine)
-            self.drift[:, start:stop].addmm_(drift.T, mine)
             self.sums[start:stop] += mine.abs().sum(dim=0)
             self.largest[start:stop] = torch.maximum(self.largest[start:stop], mine.abs().amax(dim=0))
 
+        def drifted(columns: tuple[int, int]) -> None:
+            start, stop = columns
+            self.drift[:, start:stop].addmm_(drift.T, x[:, start:stop])
+
         self._team.map(part, self._ranges)
+        if len(self.drift):
+            with products_in_bfloat16():
+                self._team.map(drifted, self._ranges)
         self._first.append((x[::length].clone(), drift[::length].clone()))
         self.rows += len(x)
 
