@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from faults import Proxy, before
-from published import PROGRAM, Run, incompressible, with_file
+from published import LICENCE, PROGRAM, Run, incompressible, with_file
 from registries import RunningRegistry, fast_disk, program, running
 from tiny_bundle import make_bundle
 
@@ -56,7 +56,7 @@ def run(environment: dict[str, str]) -> Run:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small bundle. Read it, do not change it."""
-    return make_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "tiny", notices=LICENCE)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from edgeforge.runtime.integrity import sha256_of
 from edgeforge.runtime.manifest import FileRecord, read_manifest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+LICENCE = {"LICENSE": b"Anybody may do anything with this.\n"}
 PROGRAM = (sys.executable, "-m", "edgeforge.cli")
 
 

@@ -12,6 +12,7 @@ from registries import RunningRegistry
 from tiny_bundle import make_engine_bundle
 
 PLAIN = "--plain-http"
+ANYWAY = "--without-licence"  # the engine's bundle has none
 INDEX = "application/vnd.oci.image.index.v1+json"
 
 
@@ -38,7 +39,7 @@ def test_several_bundles_are_one_index_that_stores_shared_files_once(
     proxy: Proxy, run: Run, large: Path, second: Path, engine: Path, tmp_path: Path
 ) -> None:
     reference = f"oci://{proxy.host}/index/model:1"
-    done = document(run("publish", large, second, engine, reference, PLAIN, "--json"))
+    done = document(run("publish", large, second, engine, reference, PLAIN, ANYWAY, "--json"))
     assert done["targets"] == ["cpu", "kiosk", "h100"]
     assert proxy.uploaded_bytes < (12 << 20) + 1_500_000
     found = index(proxy.host, "index/model")
@@ -59,14 +60,14 @@ def test_a_machine_gets_its_own_and_is_told_why_not_the_others(
     registry: RunningRegistry, run: Run, tiny: Path, engine: Path, tmp_path: Path
 ) -> None:
     reference = f"oci://{registry.host}/auto/model:1"
-    document(run("publish", engine, tiny, reference, PLAIN, "--json"))
+    document(run("publish", engine, tiny, reference, PLAIN, ANYWAY, "--json"))
     pulled = document(run("pull", reference, tmp_path / "got", PLAIN, "--json"))
     assert pulled["target"] == "cpu"
     assert "vLLM" in pulled["refused"]["h100"]
     assert contents(tmp_path / "got") == contents(tiny)
     done = run("pull", reference, tmp_path / "again", PLAIN)
     assert any(line.startswith("not h100: ") for line in done.stderr.splitlines())
-    document(run("publish", engine, f"oci://{registry.host}/auto/only:1", PLAIN, "--add", "--json"))
+    document(run("publish", engine, f"oci://{registry.host}/auto/only:1", PLAIN, ANYWAY, "--add", "--json"))
     assert "h100: " in refused(run("pull", f"oci://{registry.host}/auto/only:1", tmp_path / "none", PLAIN), 7)
     assert not (tmp_path / "none").exists()
 
@@ -76,7 +77,7 @@ def test_add_keeps_the_other_targets_and_replaces_its_own(
 ) -> None:
     reference = f"oci://{registry.host}/added/model:1"
     document(run("publish", tiny, reference, PLAIN, "--add", "--json"))
-    done = document(run("publish", engine, reference, PLAIN, "--add", "--json"))
+    done = document(run("publish", engine, reference, PLAIN, ANYWAY, "--add", "--json"))
     assert sorted(done["targets"]) == ["cpu", "h100"]
     update = with_file(shutil.copytree(tiny, tmp_path / "update"), "model/more.data", b"more")
     document(run("publish", update, reference, PLAIN, "--add", "--json"))
@@ -91,7 +92,7 @@ def test_what_cannot_stand_together_is_told(
     reference = f"oci://{registry.host}/apart/model:1"
     assert "both for target cpu" in refused(run("publish", tiny, large, reference, PLAIN), 2)
     document(run("publish", tiny, reference, PLAIN, "--json"))
-    assert "is a single bundle" in refused(run("publish", engine, reference, PLAIN, "--add"), 3)
+    assert "is a single bundle" in refused(run("publish", engine, reference, PLAIN, ANYWAY, "--add"), 3)
     assert "nothing for h100" in refused(run("pull", reference, tmp_path / "got", PLAIN, "--platform", "h100"), 3)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from faults import Fault, Proxy, Request
-from published import PROGRAM, Run, contents, document, incompressible, only, with_file
+from published import LICENCE, PROGRAM, Run, contents, document, incompressible, only, with_file
 from registries import RunningRegistry
 from tiny_bundle import make_bundle
 
@@ -23,7 +23,7 @@ CHUNK = 1 << 20
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with a file of 40 chunks."""
-    bundle = make_bundle(tmp_path_factory.mktemp("bundles") / "big")
+    bundle = make_bundle(tmp_path_factory.mktemp("bundles") / "big", notices=LICENCE)
     return with_file(bundle, "model/extra.data", incompressible(BIG))
 
 
