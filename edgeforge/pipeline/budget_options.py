@@ -9,6 +9,7 @@ from edgeforge.planning import EMBEDDING, BuildPlan, block_name, fused_blocks, m
 from edgeforge.quantization.scheme import QuantizationScheme, effective_group_size
 
 BITS, SIZES, SYMMETRIC = (4, 8), (32, 64, 128), (True, False)
+SMALLEST = 16  # of groups, where onnxruntime's CPU kernels run them: between 4 bits and 8 there is nothing else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,8 @@ def _item(
 
 def _schemes(plan: BuildPlan, name: str, in_features: int) -> tuple[QuantizationScheme, ...]:
     """The plan's own first, which may be the checkpoint's, then every other."""
-    sizes = dict.fromkeys(effective_group_size(in_features, size) for size in SIZES)
+    wanted = (SMALLEST, *SIZES) if plan.target.profile.kind == "cpu" else SIZES
+    sizes = dict.fromkeys(effective_group_size(in_features, size) for size in wanted)
     fresh = (
         QuantizationScheme(
             name=f"w{bits}a16",

@@ -28,7 +28,7 @@ from edgeforge.pipeline.calibration_source import CalibrationTokens
 from edgeforge.pipeline.layerwise import Recipe, check_torch, collect_grams
 from edgeforge.planning import BuildPlan, fused_blocks
 
-WEIGHING = 2
+WEIGHING = 3
 """Raise it with every change to a loss: in `budget_losses`, `sensitivity`, `layerwise.collecting`, searched scales."""
 
 GRAM_SAMPLES, GRADIENT_SAMPLES = 16, 8
