@@ -115,7 +115,7 @@ def _tables(found: Found) -> Iterator[str]:
     yield _table("## Without data: round-to-nearest, every linear stored alike", by_algorithm["rtn"], found)
     yield _table("## Without data: searched scales", by_algorithm["search"], found)
     yield _table(
-        "## What each part brings: INT4 in groups of 32, symmetric, f16 graph",
+        "## What each part brings: INT4 in groups of 32, symmetric, f16 graph (10 chunks)",
         ABLATION,
         found,
         seconds=True,

@@ -10,6 +10,7 @@ Table = Literal["sizes", "llama.cpp", "rtn", "search", "ablation", "fp8", "stori
 
 CPU = ("--target", "cpu")
 F16 = "cpu-f16.toml"  # the target file beside this one: scales in half the bytes
+FEW_CHUNKS = 10  # where rows are compared with one another only
 TEXT = "{calibration}"  # in arguments: a file of calibration text that belongs to the model
 
 
@@ -55,6 +56,7 @@ def _auto(most: int, target: str, algorithm: str, table: Table) -> Item:
         label=f"allocation within {most / 1e6:.1f} MB, {algorithm}, {words} graph",
         table=table,
         arguments=("--target", target, "--scheme", "auto", "--max-bytes", str(most), "--algorithm", algorithm),
+        chunks=FEW_CHUNKS if table == "ablation" else None,
         all_seeds=table == "sizes",
     )
 
@@ -77,12 +79,18 @@ def _alike(algorithm: Literal["rtn", "search"], scheme: str, group: int, zero: s
 def _step(name: str, label: str, *arguments: str) -> Item:
     """One line of the ablation: the same storage, another way to find the codes."""
     storage = ("--scheme", "w4a16", "--group-size", "32", "--symmetric")
-    return Item(name=f"step-{name}", label=label, table="ablation", arguments=("--target", F16, *storage, *arguments))
+    return Item(
+        name=f"step-{name}",
+        label=label,
+        table="ablation",
+        arguments=("--target", F16, *storage, *arguments),
+        chunks=FEW_CHUNKS,
+    )
 
 
 def _fp8(name: str, label: str, *arguments: str) -> Item:
     arguments = ("--target", "l40s", *arguments)
-    return Item(name=f"fp8-{name}", label=label, table="fp8", arguments=arguments, chunks=10)
+    return Item(name=f"fp8-{name}", label=label, table="fp8", arguments=arguments, chunks=FEW_CHUNKS)
 
 
 def _stories(group: int, algorithm: str, *more: str) -> Item:
