@@ -5,8 +5,10 @@ OCI distribution-spec 1.1, "Pulling blobs"; byte ranges as in RFC 9110, 14.
 
 import hashlib
 import re
-from collections.abc import Callable
-from io import FileIO
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import requests
@@ -17,6 +19,7 @@ from edgeforge.publish.artifact import Descriptor
 from edgeforge.publish.registry import Busy, Registry
 from edgeforge.runtime.integrity import BLOCK_BYTES
 
+BLOCKS_AHEAD = 8
 _HINT = "publish the bundle again; if that does not help, do not trust the registry or what stands before it"
 
 
@@ -72,11 +75,25 @@ class Arriving:
                         self.digest.update(block)
                         self.size += len(block)
 
-    def take(self, block: bytes, sink: FileIO) -> None:
-        """Append a block through `sink`, which is the file opened for that."""
-        sink.write(block)
-        self.digest.update(block)
-        self.size += len(block)
+    @contextmanager
+    def filling(self) -> Iterator[Callable[[bytes], None]]:
+        """A function that appends a block. Large blocks are hashed beside, while the next one arrives; the hash is that
+        of the whole when the block of code ends.
+        """
+        with self.file.open("ab") as sink, ThreadPoolExecutor(max_workers=1) as beside:
+            hashing: deque[Future[None]] = deque()
+
+            def take(block: bytes) -> None:
+                sink.write(block)
+                self.size += len(block)
+                if len(block) < BLOCK_BYTES and not hashing:
+                    self.digest.update(block)
+                    return
+                hashing.append(beside.submit(self.digest.update, block))
+                if len(hashing) > BLOCKS_AHEAD:
+                    hashing.popleft().result()
+
+            yield take
 
     def restart(self) -> None:
         self.file.write_bytes(b"")
@@ -112,10 +129,10 @@ def _receive(
         if response.status_code == 200 and arriving.size:  # it knows no ranges, and sends the whole
             arriving.restart()
         _check_length(registry, response, blob, arriving, name)
-        with arriving.file.open("ab", buffering=0) as sink:
+        with arriving.filling() as take:
             try:
                 while block := response.raw.read(BLOCK_BYTES):
-                    arriving.take(block, sink)
+                    take(block)
                     received(len(block))
             except (urllib3.exceptions.HTTPError, requests.RequestException) as error:
                 raise registry.explain(error) from None

@@ -186,10 +186,10 @@ def _fetch(system: "AbstractFileSystem", url: str, layer: Layer, file: Path, rec
     for start in (kept, 0):
         if start == 0:
             arriving.restart()
-        with system.open(url, "rb") as source, file.open("ab", buffering=0) as sink:
+        with system.open(url, "rb") as source, arriving.filling() as take:
             source.seek(start)
             while block := source.read(BLOCK_BYTES):
-                arriving.take(block, sink)
+                take(block)
                 received(len(block))
         if arriving.size != layer.blob.size:
             file.unlink()
