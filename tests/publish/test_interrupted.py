@@ -89,7 +89,7 @@ def test_a_pull_killed_at_twenty_points_goes_on_each_time(
     kills = 0
     for number in range(KILLS):
         delay_s = chance.uniform(0.05, 0.3) if number in (3, 7) else None
-        kills += killed(pull, environment, Trigger(proxy, chance.randrange(CHUNK), delay_s))
+        kills += killed(pull, environment, Trigger(proxy, chance.randrange(3 * CHUNK), delay_s))
         assert not (tmp_path / "got").exists()
     assert kills == KILLS
     done = document(run(*pull, "--json"))
@@ -100,7 +100,7 @@ def test_a_pull_killed_at_twenty_points_goes_on_each_time(
     starts = [
         int(request.headers["Range"][len("bytes=") : -1]) for request in proxy.requests if "Range" in request.headers
     ]
-    assert len(starts) >= KILLS // 2
+    assert len(starts) >= KILLS // 4
     assert starts == sorted(starts)
     assert done["resumed_bytes"] + done["received_bytes"] == done["size_bytes"]
 
