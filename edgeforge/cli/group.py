@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, Entry] = {
     "pull": Entry(module="pull", attribute="pull", summary="Fetch a published bundle, verified."),
     "inspect": Entry(module="inspect", attribute="inspect", summary="Show what a model or bundle holds."),
     "targets": Entry(module="targets", attribute="targets", summary="List targets, or show one."),
+    "cache": Entry(module="cache", attribute="cache", summary="List or prune what is kept between runs."),
     "doctor": Entry(module="doctor", attribute="doctor", summary="Check what this machine can build and run."),
 }
 
