@@ -55,7 +55,7 @@ def check(plans: Sequence[BuildPlan], device: str) -> None:
     if len(plans) > 1:
         raise UsageError(
             "codes are chosen on text for one target at a time",
-            hint="build the targets one after the other, or use --algorithm search",
+            hint="build the targets one after the other, or leave out --algorithm",
         )
     check_torch(device)
 

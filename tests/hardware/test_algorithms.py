@@ -27,12 +27,14 @@ def test_auto_is_searched_scales_for_integers_and_rounding_for_all_else(target) 
     assert with_algorithm(target).algorithm == ("search" if target.scheme in ("w4a16", "w8a16") else "rtn")
 
 
-def test_text_makes_four_bits_better_than_searched() -> None:
+def test_text_makes_four_bits_better_than_searched_and_fp8_better_than_rounded() -> None:
     target = load_target("cpu")
     assert with_algorithm(target, has_text=True).algorithm == "gptq"
     assert with_algorithm(replace(target, algorithm="rtn"), has_text=True).algorithm == "rtn"
     assert with_algorithm(replace(target, scheme="w8a16"), has_text=True).algorithm == "search"
-    assert with_algorithm(load_target("h100"), has_text=True).algorithm == "rtn"
+    for scheme, algorithm in (("fp8", "gptq"), ("fp8-dynamic", "gptq"), ("w4a8", "rtn"), ("bf16", "rtn")):
+        wanted = apply_overrides(load_target("h100"), backend="modelopt", scheme=scheme)
+        assert with_algorithm(wanted, has_text=True).algorithm == algorithm
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

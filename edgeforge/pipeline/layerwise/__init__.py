@@ -76,7 +76,7 @@ def check_torch(device: str) -> None:
     if find_spec("torch") is None:
         raise MissingDependency(
             "calibrated quantization needs torch",
-            hint="pip install 'edgeforge[calibrate]', or use --algorithm search",
+            hint="pip install 'edgeforge[calibrate]', or use --algorithm search (rtn for FP8)",
         )
     if device != "cpu":
         import torch
