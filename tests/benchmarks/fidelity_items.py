@@ -106,8 +106,8 @@ def _stories(group: int, algorithm: str, *more: str) -> Item:
 
 SIZES = (
     _size(92_000_000, "Q4_0-imatrix", 0.10, F16, "gptq"),
-    _size(105_500_000, "Q4_K_M-imatrix", 0.030, F16, "gptq"),
-    _size(112_200_000, "Q5_K_M", 0.020, F16, "gptq"),
+    _size(105_500_000, "Q4_K_M-imatrix", 0.030, F16, "awq+gptq"),
+    _size(112_200_000, "Q5_K_M", 0.020, F16, "awq+gptq"),
     _size(144_900_000, "Q8_0", 0.0035, F16, "awq+gptq"),
 )
 RIVALS = (
