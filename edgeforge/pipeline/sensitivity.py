@@ -189,7 +189,7 @@ def _head(
         p = logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
         p /= p.sum(dim=1, keepdim=True)
         draw = torch.multinomial(p.cpu(), 1, generator=torch.Generator().manual_seed(SEED + number)).to(place)
-        information.append((p * (1 - p)).mean(dim=0))
+        information.append(torch.cat([(some * (1 - some)).mean(dim=0) for some in torch.split(p, HEAD_ROWS, dim=1)]))
         p.scatter_add_(1, draw, p.new_full(draw.shape, -1))
         flowing = torch.zeros_like(h)
         for columns, rows in zip(torch.split(p, HEAD_ROWS, dim=1), _pieces(tensor, place), strict=True):

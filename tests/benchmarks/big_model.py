@@ -1,11 +1,12 @@
 """The models that the benchmarks build, as Hugging Face directories that every peer reads.
 
-    python tests/benchmarks/big_model.py [full|small|demo|8b|405b-layer]
+    python tests/benchmarks/big_model.py [full|small|demo|8b|8b-layer|405b-layer]
 
 `full` is four layers of Llama 3.1 8B's shape with its whole vocabulary (1.92 billion weights, 3.8 GB of bfloat16);
-`8b` has all 32 (16 GB), `405b-layer` is one layer of Llama 3.1 405B with its embedding and head (14.9 GB);
-`small` is one narrow layer under the same vocabulary, to try the benchmarks out; `demo` is the demo model, dequantized.
-Weights of all but the last are random, N(0, 0.02): speed does not depend on them. They are made once and kept.
+`8b` has all 32 (16 GB), `8b-layer` one, `405b-layer` is one layer of Llama 3.1 405B with its embedding and head
+(14.9 GB); `small` is one narrow layer under the same vocabulary, to try the benchmarks out; `demo` is the demo model,
+dequantized. Weights of all but the last are random, N(0, 0.02): speed does not depend on them. They are made once and
+kept.
 """
 
 import json
@@ -31,6 +32,7 @@ PIECE_ELEMENTS = 1 << 22
 SIZES: dict[str, dict[str, int]] = {
     "full": {"num_hidden_layers": 4},
     "8b": {},
+    "8b-layer": {"num_hidden_layers": 1},
     "405b-layer": {
         "num_hidden_layers": 1,
         "hidden_size": 16384,
@@ -48,6 +50,7 @@ SIZES: dict[str, dict[str, int]] = {
 FOLDERS = {
     "full": "llama-3.1-8b-4-layers",
     "8b": "llama-3.1-8b",
+    "8b-layer": "llama-3.1-8b-1-layer",
     "405b-layer": "llama-3.1-405b-1-layer",
     "small": "llama-3.1-small",
     "demo": "demo-hf",

@@ -42,7 +42,8 @@ from edgeforge.quantization.quantize import Algorithm, quantize
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor, dequantize
 
 HEAD_ROWS = 8192  # of the output head that are read together
-GRADIENT_SAMPLES = 4  # sequences that say what a first token weighs
+GRADIENT_SAMPLES, GRADIENT_LENGTH = 4, 512  # sequences that say what a first token weighs, and their tokens: all of a
+# sequence's logits are in memory at once
 
 Stored = dict[str, NDArray[np.generic]]
 Log = Callable[[str], None]
@@ -130,7 +131,7 @@ def _first_counts(
     if not recipe.emphasis:
         return {}
     if not state.first.is_file():
-        few = tokens.ids[:GRADIENT_SAMPLES]
+        few = tokens.ids[:GRADIENT_SAMPLES, :GRADIENT_LENGTH]
         folder = state.path / "gradients"
         try:
             measured = sensitivity.measure(checkpoint, few, folder, device=device, threads=threads, progress=progress)
