@@ -1,6 +1,7 @@
 """Fixtures that every test may use: the shared data folder, the two real models, and bundles built of them once."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("edgeforge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("edgeforge")
 
+# A shell that runs this in the background has children ignore Ctrl-C, which tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
