@@ -37,7 +37,10 @@ class Limits(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One figure against its limit: `lower_bound` and `upper_bound` are one-sided, each at the gate's confidence."""
+    """One figure against its limit: `lower_bound` and `upper_bound` are one-sided, each at the gate's confidence.
+
+    `items_needed`: about how many scored tokens (of a task: items) would tell, where these were too few.
+    """
 
     figure: str
     value: float
@@ -45,6 +48,7 @@ class Check:
     lower_bound: float
     upper_bound: float
     verdict: Verdict
+    items_needed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

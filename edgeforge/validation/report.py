@@ -3,11 +3,12 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
 
-from edgeforge.validation.gate import Check, GateResult, Verdict
+from edgeforge.validation.findings import NOTHING, Findings
+from edgeforge.validation.gate import GateResult, Verdict
+from edgeforge.validation.reading import read_value
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationReport:
-    """Candidate against reference on the same tokens. Divergences are in nats, `same_top_token` is a fraction."""
+    """Candidate against reference on the same tokens. Divergences are in nats, `same_top_token` is a fraction.
+
+    `gate` judges the text and every task; `findings` is what else was asked for.
+    """
 
     edgeforge_version: str
     manifest_sha256: str
@@ -77,6 +81,7 @@ class ValidationReport:
     gate: GateResult
     notes: tuple[str, ...]
     seconds: float
+    findings: Findings = NOTHING
 
     @property
     def verdict(self) -> Verdict:
@@ -91,20 +96,8 @@ def report_to_json(report: ValidationReport) -> dict[str, object]:
 
 def report_from_json(document: dict[str, object]) -> ValidationReport:
     """Read a report back; the document must satisfy report.schema.json."""
-    fields = cast(dict[str, Any], dict(document))
-    del fields["schema_version"], fields["verdict"]
-    gate, histogram = fields["gate"], fields["kl_divergence_histogram"]
-    fields["gate"] = GateResult(
-        confidence=gate["confidence"],
-        checks=tuple(Check(**check) for check in gate["checks"]),
-        verdict=gate["verdict"],
-    )
-    fields["kl_divergence_histogram"] = Histogram(edges=tuple(histogram["edges"]), counts=tuple(histogram["counts"]))
-    fields["chunks"] = tuple(ChunkFigures(**chunk) for chunk in fields["chunks"])
-    fields["reference"] = Reference(**fields["reference"])
-    fields["text"] = Text(**fields["text"])
-    fields["notes"] = tuple(fields["notes"])
-    return ValidationReport(**fields)
+    own = {"schema_version", "verdict"}
+    return read_value(ValidationReport, {key: value for key, value in document.items() if key not in own})
 
 
 def write_report(report: ValidationReport, bundle: Path) -> tuple[Path, Path]:
