@@ -135,6 +135,7 @@ def target_text(target: "Target") -> str:
     limits = [
         ("mean KL divergence", f"at most {gate.max_mean_kl_divergence:g}"),
         ("perplexity", f"at most {gate.max_perplexity_ratio:g} times the original's"),
+        ("accuracy of a task", f"at most {100 * gate.max_accuracy_loss:g} of 100 items below the original's"),
         ("confidence", f"{gate.confidence:.0%}, one-sided"),
     ]
     sections = [

@@ -40,9 +40,10 @@ class Fields:
             raise self._wrong(key, f"a whole number, at least {minimum}", value)
         return value
 
-    def number(self, key: str, *, above: float, below: float = float("inf")) -> float:
-        """A number strictly between `above` and `below`."""
-        value = self._value(key)
+    def number(self, key: str, *, above: float, below: float = float("inf"), default: float | None = None) -> float:
+        """A number strictly between `above` and `below`. Without a `default`, the key must be there."""
+        self._asked.add(key)
+        value = default if default is not None and key not in self._table else self._value(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < below:
             limit = f" and below {below:g}" if below != float("inf") else ""
             raise self._wrong(key, f"a number above {above:g}{limit}", value)

@@ -7,7 +7,15 @@ from edgeforge.hardware.algorithms import AUTO
 from edgeforge.hardware.capabilities import engine_for
 from edgeforge.hardware.conflicts import find_conflict
 from edgeforge.hardware.fields import Fields
-from edgeforge.hardware.types import FloatName, Gate, HardwareProfile, Kind, KvCacheName, Target
+from edgeforge.hardware.types import (
+    DEFAULT_MAX_ACCURACY_LOSS,
+    FloatName,
+    Gate,
+    HardwareProfile,
+    Kind,
+    KvCacheName,
+    Target,
+)
 
 KINDS: tuple[Kind, ...] = ("cpu", "gpu", "soc")
 FORMATS = ("f32", "f16", "bf16", "int8", "int4", "fp8", "nvfp4")
@@ -127,6 +135,7 @@ def target_to_json(target: Target) -> dict[str, object]:
         "gate": {
             "max_mean_kl_divergence": gate.max_mean_kl_divergence,
             "max_perplexity_ratio": gate.max_perplexity_ratio,
+            "max_accuracy_loss": gate.max_accuracy_loss,
             "confidence": gate.confidence,
         },
     }
@@ -145,6 +154,8 @@ def _parse_gate(fields: Fields) -> Gate:
     gate = Gate(
         max_mean_kl_divergence=fields.number("max_mean_kl_divergence", above=0),
         max_perplexity_ratio=fields.number("max_perplexity_ratio", above=0),
+        # targets inside older bundles do not have it
+        max_accuracy_loss=fields.number("max_accuracy_loss", above=0, below=1, default=DEFAULT_MAX_ACCURACY_LOSS),
         confidence=fields.number("confidence", above=0.5, below=1),
     )
     fields.finish()

@@ -14,6 +14,8 @@ CodeFormat = Literal["int", "e4m3", "e2m1"]
 Granularity = Literal["group", "channel", "tensor"]
 InputScale = Literal["none", "static", "dynamic"]
 
+DEFAULT_MAX_ACCURACY_LOSS = 0.05  # of targets that state none, as those in older bundles
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareProfile:
@@ -45,10 +47,14 @@ class HardwareProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """How far a candidate may fall behind its reference, and how sure the verdict must be (one-sided)."""
+    """How far a candidate may fall behind its reference, and how sure the verdict must be (one-sided).
+
+    `max_accuracy_loss` is a fraction of a task's items: reference's accuracy minus the candidate's.
+    """
 
     max_mean_kl_divergence: float
     max_perplexity_ratio: float
+    max_accuracy_loss: float = DEFAULT_MAX_ACCURACY_LOSS
     confidence: float
 
 

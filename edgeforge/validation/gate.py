@@ -10,7 +10,8 @@ takes the wider of two margins: over tokens with the normal quantile, and over c
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal, Protocol
 
@@ -21,6 +22,7 @@ from edgeforge.errors import UnusableInput
 from edgeforge.validation.statistics import TokenValues, mean, student_t_quantile
 
 Verdict = Literal["pass", "undecided", "fail"]
+POWER = 0.8  # how likely the items that a check asks for are to tell, if things are as measured
 FEWEST_TOKENS = 100  # llama.cpp, too, does "not wish to do statistics on so few values"
 
 
@@ -31,6 +33,8 @@ class Limits(Protocol):
     def max_mean_kl_divergence(self) -> float: ...
     @property
     def max_perplexity_ratio(self) -> float: ...
+    @property
+    def max_accuracy_loss(self) -> float: ...
     @property
     def confidence(self) -> float: ...
 
@@ -65,10 +69,7 @@ def judge(values: TokenValues, chunk_size: int, limits: Limits) -> GateResult:
 
     Raises UnusableInput for a confidence outside [0.5, 1).
     """
-    if not 0.5 <= limits.confidence < 1.0:
-        raise UnusableInput(
-            f"the gate's confidence is {limits.confidence}, it must lie between 0.5 and 1", hint="0.95 is usual"
-        )
+    check_confidence(limits.confidence)
     enough = len(values) >= FEWEST_TOKENS and len(values) >= 2 * chunk_size
     kl, margin = _mean_and_margin(values.kl_divergence, chunk_size, limits.confidence)
     divergence = (kl, max(kl - margin, 0.0), kl + margin)
@@ -78,9 +79,42 @@ def judge(values: TokenValues, chunk_size: int, limits: Limits) -> GateResult:
         _check("mean_kl_divergence", divergence, limits.max_mean_kl_divergence, enough),
         _check("perplexity_ratio", ratio, limits.max_perplexity_ratio, enough),
     )
+    return GateResult(confidence=limits.confidence, checks=checks, verdict=_worst(checks))
+
+
+def combine(gate: GateResult, checks: Sequence[Check]) -> GateResult:
+    """The gate with more checks, such as those of tasks: again the worst of all verdicts."""
+    every = (*gate.checks, *checks)
+    return replace(gate, checks=every, verdict=_worst(every))
+
+
+def check_confidence(confidence: float) -> None:
+    """UnusableInput for a confidence outside [0.5, 1)."""
+    if not 0.5 <= confidence < 1.0:
+        raise UnusableInput(
+            f"the gate's confidence is {confidence}, it must lie between 0.5 and 1", hint="0.95 is usual"
+        )
+
+
+def verdict_of(lower_bound: float, upper_bound: float, limit: float, enough: bool) -> Verdict:
+    """The two one-sided tests; `enough`: whether there was so much that bounds mean something."""
+    if enough and lower_bound > limit:
+        return "fail"
+    return "pass" if enough and upper_bound <= limit else "undecided"
+
+
+def about(items: float, *, more_than: int, most: int) -> int | None:
+    """A number of items as exact as such a forecast is: rounded up to two digits. None where it exceeds `most`."""
+    if items > most:
+        return None
+    needed = max(math.ceil(items), more_than + 1)
+    unit: int = 10 ** max(0, len(str(needed)) - 2)
+    return -(-needed // unit) * unit
+
+
+def _worst(checks: Sequence[Check]) -> Verdict:
     order: tuple[Verdict, ...] = ("pass", "undecided", "fail")
-    worst = max((check.verdict for check in checks), key=order.index)
-    return GateResult(confidence=limits.confidence, checks=checks, verdict=worst)
+    return max((check.verdict for check in checks), key=order.index)
 
 
 def _mean_and_margin(values: NDArray[np.float64], chunk_size: int, confidence: float) -> tuple[float, float]:
@@ -100,9 +134,5 @@ def _exp(value: float) -> float:
 
 def _check(figure: str, measured: tuple[float, float, float], limit: float, enough: bool) -> Check:
     value, lower, upper = measured
-    verdict: Verdict = "undecided"
-    if enough and lower > limit:
-        verdict = "fail"
-    elif enough and upper <= limit:
-        verdict = "pass"
+    verdict = verdict_of(lower, upper, limit, enough)
     return Check(figure=figure, value=value, limit=limit, lower_bound=lower, upper_bound=upper, verdict=verdict)
