@@ -24,6 +24,7 @@ from edgeforge.runtime.manifest import (
     SourceRecord,
     manifest_from_json,
 )
+from edgeforge.runtime.parity import PARITY_NAME
 
 PROVENANCE_NAME = "provenance.json"
 
@@ -39,16 +40,18 @@ def assemble(
     requirements: Requirements,
     determinism: Determinism,
     notices: Mapping[str, bytes],
+    parity: str | None = None,
     engine: EngineRecord | None = None,
     digests: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Complete `staging`, which holds a finished model/ folder, and return its manifest.
 
-    `digests` gives hashes already known (relative path -> SHA-256 in hex), so that a large file is not read again.
-    `progress(done, total)` counts bytes hashed. The same arguments and model files give the same bytes, anywhere.
+    `parity`: parity.json, what the original's tokenizer and template make of fixed texts. `digests` gives hashes
+    already known (relative path -> SHA-256 in hex), so that a large file is not read again. `progress(done, total)`
+    counts bytes hashed. The same arguments and model files give the same bytes, anywhere.
     """
-    for path, content in _own_files(source, notices).items():
+    for path, content in _own_files(source, notices, parity).items():
         (staging / path).parent.mkdir(exist_ok=True)
         (staging / path).write_bytes(content)
     files = _file_records(staging, model, digests or {}, progress)
@@ -92,8 +95,9 @@ def runtime_files() -> dict[str, bytes]:
     return files
 
 
-def _own_files(source: SourceRecord, notices: Mapping[str, bytes]) -> dict[str, bytes]:
-    return runtime_files() | licence_files(source, notices, version=__version__)
+def _own_files(source: SourceRecord, notices: Mapping[str, bytes], parity: str | None) -> dict[str, bytes]:
+    vectors = {} if parity is None else {PARITY_NAME: parity.encode()}
+    return runtime_files() | licence_files(source, notices, version=__version__) | vectors
 
 
 def _file_records(

@@ -4,12 +4,14 @@ import json
 from dataclasses import asdict
 
 from edgeforge.runtime.manifest import Manifest
+from edgeforge.runtime.parity import PARITY_NAME
 
 _ROLES = {
     "LICENSE": "licence",
     "NOTICE": "notice",
     "__main__.py": "entry",
     "provenance.json": "provenance",
+    PARITY_NAME: "parity",
 }
 _SUFFIXES = {
     ".jinja": "chat_template",

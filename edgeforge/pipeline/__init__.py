@@ -20,6 +20,7 @@ from edgeforge import bundle as bundles
 from edgeforge.errors import MissingDependency, OutOfResources, UsageError
 from edgeforge.hardware import Target, profile_to_json, target_to_json, with_algorithm
 from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
+from edgeforge.model.parity import make_parity, parity_text
 from edgeforge.model.rotation import RotatedCheckpoint, rotated
 from edgeforge.pipeline import budget as budgeting
 from edgeforge.pipeline import calibrated, device, records, scales_file
@@ -427,6 +428,7 @@ def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progres
         determinism=model.determinism,
         engine=model.engine,
         notices=checkpoint.notices,
+        parity=parity_text(make_parity(checkpoint.tokenizer)),
         digests=model.digests,
         progress=partial(progress, "hash"),
     )

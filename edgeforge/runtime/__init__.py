@@ -22,6 +22,7 @@ from .errors import BundleError, CorruptBundle, MissingRequirement, UnusableBund
 from .integrity import verify
 from .integrity import verify as verify_bundle
 from .manifest import Manifest, read_manifest
+from .parity import check_parity
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -66,6 +67,8 @@ def load(
 
     bundle = bundle_in(Path(path))
     manifest = verify_bundle(bundle, verify)
+    if verify == "full":
+        check_parity(bundle, manifest)
     engine = open_engine(bundle, manifest, device=device, threads=threads)
     # Only now, since it imports the packages that `open_engine` has looked for.
     from .model import Model

@@ -53,6 +53,13 @@ class Fields:
     def child(self, name: str) -> "Fields":
         return Fields(self.mapping(name), file=self._file, path=self._name(name))
 
+    def children(self, name: str) -> "list[Fields]":
+        """A list of objects."""
+        value = self._get(name)
+        if not isinstance(value, list):
+            raise self.wrong(name, "must be a list")
+        return [Fields(item, file=self._file, path=f"{self._name(name)}[{i}]") for i, item in enumerate(value)]
+
     def optional_child(self, name: str) -> "Fields | None":
         """An object that may be null, or not there at all."""
         if self._values.get(name) is None:
