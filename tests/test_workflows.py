@@ -5,9 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from workflows import Outcome, load, run_github
+from workflows import Outcome, Service, load, make_workspace, run_github, signing_key
 
 from edgeforge.bundle.signature import PublicKey, verify_signature
 from edgeforge.runtime import verify
@@ -52,33 +50,14 @@ def test_actionlint_finds_nothing(actionlint: list[str], tmp_path: Path) -> None
     assert subprocess.run([*actionlint, str(wrong)], capture_output=True, check=False).returncode != 0
 
 
-def target_file(folder: Path, name: str, *, max_divergence: float) -> None:
-    """The cpu target for stories260k, whose rows divide by 32, with a gate of one's own."""
-    gate = f"[gate]\nmax_mean_kl_divergence = {max_divergence}\nmax_perplexity_ratio = 9.0\n"
-    (folder / f"{name}.toml").write_text(f'extends = "cpu"\ngroup_size = 32\n\n{gate}', encoding="utf-8")
-
-
 @pytest.fixture
 def workspace(stories: Path, tmp_path: Path) -> Path:
-    """A repository with a model, two targets, and one that no bundle can satisfy."""
-    folder = tmp_path / "workspace"
-    folder.mkdir()
-    shutil.copytree(stories, folder / "model")
-    (folder / "model" / "LICENSE").write_text("MIT\n")
-    for name in ("first", "second"):
-        target_file(folder, name, max_divergence=9.0)
-    target_file(folder, "strict", max_divergence=1e-9)
-    return folder
+    return make_workspace(tmp_path / "workspace", stories)
 
 
 @pytest.fixture
 def key(tmp_path: Path) -> tuple[str, Path]:
-    """A private key as PEM, and the public one's file."""
-    private, public = ec.generate_private_key(ec.SECP256R1()), tmp_path / "pub.pem"
-    encoding = serialization.Encoding.PEM
-    public.write_bytes(private.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo))
-    text = private.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return text.decode(), public
+    return signing_key(tmp_path)
 
 
 def run(workspace: Path, scratch: Path, key: str, targets: list[str], *, ref: str = "refs/tags/v1") -> Outcome:
@@ -96,7 +75,8 @@ def run(workspace: Path, scratch: Path, key: str, targets: list[str], *, ref: st
         "secrets.REGISTRY_PASSWORD": "",
     }
     scratch.mkdir()
-    return run_github(ROOT / "ci" / "github" / "bundles.yml", scratch, workspace, contexts, targets)
+    service = Service(scratch=scratch, workspace=workspace)
+    return run_github(ROOT / "ci" / "github" / "bundles.yml", service, contexts, targets)
 
 
 @pytest.mark.slow

@@ -1,17 +1,22 @@
 """Runs the `run:` steps of a GitHub workflow, or the scripts of a GitLab one, in a folder, as the service would: a step
 that fails ends its job, a job that fails stops those that need it.
 
-What others provide (`uses:`) is left out, but for artifacts, which jobs hand on; so is the step called Install.
+What others provide (`uses:`) is left out, but for artifacts, which jobs hand on; so is installing EdgeForge, unless
+`installs` says that pip may do it.
 """
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 Json = dict[str, object]
 
@@ -23,6 +28,47 @@ class Outcome:
     statuses: dict[str, int] = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """Where jobs run: `scratch` holds a folder for each, as each has a machine of its own; `workspace` is the
+    repository. `environment` is what a secret store or a host gives to every job. `installs`: pip may.
+    """
+
+    scratch: Path
+    workspace: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    installs: bool = False
+
+    def checkout(self, job: str) -> Path:
+        """A job's folder, with the repository in it."""
+        folder = self.scratch / re.sub(r"\W+", "-", job)
+        folder.mkdir()
+        for file in self.workspace.iterdir():
+            (folder / file.name).symlink_to(file)
+        return folder
+
+
+def make_workspace(folder: Path, model: Path) -> Path:
+    """A repository with a model, two targets, and one that no bundle can satisfy."""
+    folder.mkdir()
+    shutil.copytree(model, folder / "model")
+    (folder / "model" / "LICENSE").write_text("MIT\n")
+    for name, max_divergence in (("first", 9.0), ("second", 9.0), ("strict", 1e-9)):
+        # Groups of 32: stories260k's rows divide by no more.
+        gate = f"[gate]\nmax_mean_kl_divergence = {max_divergence}\nmax_perplexity_ratio = 9.0\n"
+        (folder / f"{name}.toml").write_text(f'extends = "cpu"\ngroup_size = 32\n\n{gate}', encoding="utf-8")
+    return folder
+
+
+def signing_key(folder: Path) -> tuple[str, Path]:
+    """A private key as PEM, and the public one's file."""
+    private, public = ec.generate_private_key(ec.SECP256R1()), folder / "pub.pem"
+    encoding = serialization.Encoding.PEM
+    public.write_bytes(private.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo))
+    text = private.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return text.decode(), public
 
 
 def load(path: Path) -> dict:
@@ -60,45 +106,41 @@ def holds(condition: str | None, contexts: Mapping[str, str], *, failed: bool) -
 
 def run_script(script: str, folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     command = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script]
+    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.run(
-        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        command, cwd=folder, env={**os.environ, **own, **environment}, capture_output=True, text=True, check=False
     )
 
 
-def run_github(path: Path, scratch: Path, workspace: Path, contexts: dict[str, str], targets: list[str]) -> Outcome:
-    """Every job, `build` once for each target. Each has a folder of its own, as it has a machine of its own."""
+def run_github(path: Path, service: Service, contexts: Mapping[str, str], targets: list[str]) -> Outcome:
+    """Every job, `build` once for each target."""
     outcome = Outcome()
-    for job_name, job in load(path)["jobs"].items():
+    for name, job in load(path)["jobs"].items():
         needs = [job["needs"]] if isinstance(job.get("needs"), str) else job.get("needs", [])
         failed = any(need not in outcome.done for need in needs)
         if not holds(job.get("if"), contexts, failed=failed):
             continue
         matrix = targets if "strategy" in job else [""]
-        results = [_run_job(job_name, job, target, scratch, workspace, contexts, outcome) for target in matrix]
+        results = [_run_job(name, job, {**contexts, "matrix.target": row}, service, outcome) for row in matrix]
         if all(results):
-            outcome.done.add(job_name)
+            outcome.done.add(name)
     return outcome
 
 
-def _run_job(
-    name: str, job: dict, target: str, scratch: Path, workspace: Path, contexts: dict[str, str], outcome: Outcome
-) -> bool:
-    label = f"{name} {target}".strip()
-    folder = scratch / re.sub(r"\W+", "-", label)
-    folder.mkdir()
-    for file in workspace.iterdir():
-        (folder / file.name).symlink_to(file)
-    known = {**contexts, "matrix.target": target, "github.workspace": str(folder)}
+def _run_job(name: str, job: dict, contexts: Mapping[str, str], service: Service, outcome: Outcome) -> bool:
+    label = f"{name} {contexts['matrix.target']}".strip()
+    folder = service.checkout(label)
+    known = {**contexts, "github.workspace": str(folder)}
     files = {each: folder.with_name(f"{folder.name}.{each}") for each in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
-    environment = {key: expand(value, known) for key, value in job.get("env", {}).items()}
-    environment |= {key: str(value) for key, value in files.items()} | {"RUNNER_TEMP": str(scratch)}
+    environment = {key: expand(value, known) for key, value in job.get("env", {}).items()} | dict(service.environment)
+    environment |= {key: str(value) for key, value in files.items()} | {"RUNNER_TEMP": str(service.scratch)}
     failed = False
     for step in job["steps"]:
         if not holds(step.get("if"), known, failed=failed):
             continue
         if "uses" in step:
-            _artifacts(step, folder, scratch / "artifacts", known)
-        elif step["name"] != "Install":
+            _artifacts(step, folder, service.scratch / "artifacts", known)
+        elif service.installs or step["name"] != "Install":
             done = run_script(step["run"], folder, environment)
             outcome.statuses[f"{label}: {step['name']}"] = done.returncode
             outcome.said[f"{label}: {step['name']}"] = done.stdout + done.stderr
@@ -123,3 +165,54 @@ def _artifacts(step: dict, folder: Path, store: Path, contexts: Mapping[str, str
         for path in store.glob(step["with"]["pattern"]):
             # Copied, since the job changes them.
             subprocess.run(["cp", "-r", f"{path}/.", str(destination / path.name)], check=True)
+
+
+def run_gitlab(path: Path, service: Service, variables: Mapping[str, str], matrix: list[dict[str, str]]) -> Outcome:
+    """Stage after stage; a job with `parallel:` once for each row of `matrix`, which stands for its own."""
+    document, outcome, going = load(path), Outcome(), True
+    known = {**document["variables"], **variables}
+    jobs = {name: job for name, job in document.items() if isinstance(job, dict) and "script" in job}
+    for stage in document["stages"]:
+        chosen = {name: job for name, job in jobs.items() if job["stage"] == stage}
+        for name, job in chosen.items() if going else ():
+            if not _rules_hold(job.get("rules", []), known):
+                continue
+            rows: list[dict[str, str]] = matrix if "parallel" in job else [{}]
+            results = [_run_gitlab_job(name, job, {**known, **row}, service, outcome) for row in rows]
+            if all(results):
+                outcome.done.add(name)
+            else:
+                going = False
+    return outcome
+
+
+def _rules_hold(rules: list[dict[str, str]], variables: Mapping[str, str]) -> bool:
+    """Whether a rule's `if:` adds the job, of the forms `$A` and `$A != "b"`; a job without rules is there always."""
+
+    def term(text: str) -> bool:
+        name, _, other = text.strip().partition(" != ")
+        value = variables.get(name.removeprefix("$"), "")
+        return value != other.strip('"') if other else value != ""
+
+    return not rules or any(all(map(term, rule["if"].split("&&"))) for rule in rules)
+
+
+def _run_gitlab_job(name: str, job: dict, variables: Mapping[str, str], service: Service, outcome: Outcome) -> bool:
+    """As the runner does it: one shell for before_script and script."""
+    label = f"{name} {variables['TARGET'] if 'parallel' in job else ''}".strip()
+    folder, store = service.checkout(label), service.scratch / "artifacts"
+    if store.exists():
+        shutil.copytree(store, folder, dirs_exist_ok=True)
+    given = {**variables, **job.get("variables", {}), "CI_PROJECT_DIR": str(folder), **service.environment}
+    given |= dict.fromkeys(job.get("id_tokens", {}), "an OpenID token")
+    environment = {key: re.sub(r"\$(\w+)", lambda found: given.get(found[1], ""), text) for key, text in given.items()}
+    lines = [*job.get("before_script", []), *job["script"]]
+    lines = [line for line in lines if service.installs or " -m pip install" not in line]
+    done = run_script("\n".join(lines), folder, environment)
+    outcome.statuses[label], outcome.said[label] = done.returncode, done.stdout + done.stderr
+    artifacts = job.get("artifacts", {})
+    if done.returncode == 0 or artifacts.get("when") == "always":
+        for kept in artifacts.get("paths", []):
+            if (folder / kept).exists():
+                shutil.copytree(folder / kept, store / kept, dirs_exist_ok=True)
+    return done.returncode == 0

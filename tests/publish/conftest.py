@@ -64,3 +64,17 @@ def large(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a file of 12 MiB, which goes in chunks of 1 MiB. Read it, do not change it."""
     bundle = shutil.copytree(tiny, tmp_path_factory.mktemp("bundles") / "large")
     return with_file(bundle, "model/extra.data", incompressible(12 << 20))
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """For localhost, by an authority that nobody knows: itself."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl, which makes the certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost"]
+    command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem")]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "certificate.pem", folder / "key.pem"

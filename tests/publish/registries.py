@@ -45,8 +45,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(executable: str, folder: Path, *, tls: tuple[Path, Path] | None = None) -> Iterator[RunningRegistry]:
-    """The registry, until the block ends. `tls`: certificate and key."""
+def running(
+    executable: str, folder: Path, *, tls: tuple[Path, Path] | None = None, users: str | None = None
+) -> Iterator[RunningRegistry]:
+    """The registry, until the block ends. `tls`: certificate and key; `users`: who may, as lines of htpasswd."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     lines = ["version: 0.1", "log: {level: error, accesslog: {disabled: true}}"]
@@ -55,6 +57,9 @@ def running(executable: str, folder: Path, *, tls: tuple[Path, Path] | None = No
     if tls is not None:
         http += f", tls: {{certificate: '{tls[0]}', key: '{tls[1]}'}}"
     lines += [f"http: {{{http}}}"]
+    if users is not None:
+        (folder / "users").write_text(users)
+        lines += [f"auth: {{htpasswd: {{realm: tests, path: '{folder / 'users'}'}}}}"]
     configuration = folder / "config.yml"
     configuration.write_text("\n".join(lines) + "\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}

@@ -4,8 +4,6 @@ import base64
 import json
 import random
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -203,20 +201,6 @@ def test_plain_http_is_never_spoken_unasked(registry: RunningRegistry, run: Run,
 
 
 # --- certificates
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """For localhost, by an authority that nobody knows: itself."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl, which makes the certificate")
-    folder = tmp_path_factory.mktemp("tls")
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=DNS:localhost"]
-    command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem")]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "certificate.pem", folder / "key.pem"
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_until_it_is_trusted(
