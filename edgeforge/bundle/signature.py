@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeforge.bundle.keyless import IDENTITY_HINT, identity_token
 from edgeforge.errors import IntegrityError, MissingDependency, UnusableInput
 from edgeforge.runtime.integrity import SIGNATURE_NAME, tree
 
@@ -43,9 +44,12 @@ class KeySigner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeylessSigner:
-    """An identity that an OpenID provider vouches for: by `token`, else by what the CI job has, else by a browser."""
+    """An identity that an OpenID provider vouches for: by `token`, else by what the CI job has, else by a login in the
+    browser of whoever sits there.
+    """
 
     token: str | None = None
+    may_log_in: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +83,10 @@ def is_signed(bundle: Path) -> bool:
 
 
 def check_signer(signer: Signer) -> None:
-    """What `sign` raises for a key or certificate that is not one, before the work."""
-    if isinstance(signer, KeySigner):
+    """What `sign` raises for a key, certificate or identity that is not one, before the work."""
+    if isinstance(signer, KeylessSigner):
+        identity_token(signer.token, may_log_in=signer.may_log_in)
+    else:
         with tempfile.TemporaryDirectory() as scratch:
             _signing(signer, Path(scratch))
 
@@ -152,8 +158,9 @@ def _signing(signer: Signer, scratch: Path) -> "signing.Config":
         from model_signing import signing
     config = signing.Config()  # type: ignore[no-untyped-call]
     if isinstance(signer, KeylessSigner):
+        token = identity_token(signer.token, may_log_in=signer.may_log_in)
         try:
-            return config.use_sigstore_signer(identity_token=signer.token, use_ambient_credentials=signer.token is None)
+            return config.use_sigstore_signer(identity_token=token)
         except Exception as error:  # sigstore fetches its roots of trust and the addresses of its services here
             raise UnusableInput(
                 f"sigstore could not be reached: {_said(error)}", hint=f"check the network; {_HINTS[KeylessSigner]}"
@@ -256,5 +263,5 @@ def _said(error: BaseException) -> str:
 _MAKE_KEYS = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem; openssl ec -in key.pem -pubout -out pub.pem"
 _HINTS: dict[type[Signer], str] = {
     KeySigner: _MAKE_KEYS,
-    KeylessSigner: "in GitHub Actions the job needs `permissions: id-token: write`; elsewhere give --identity-token",
+    KeylessSigner: IDENTITY_HINT,
 }

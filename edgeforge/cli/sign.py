@@ -51,6 +51,7 @@ def sign(
       edgeforge sign artifacts/demo-cpu --keyless
     """
     import os
+    import sys
 
     from edgeforge.bundle import signature
     from edgeforge.cli.console import emit_json
@@ -63,7 +64,7 @@ def sign(
         raise UsageError("say who signs", hint="give either --key PEM or --keyless")
     if certificates and key is None:
         raise UsageError("--certificate goes with the key that it is for", hint="add --key PEM")
-    signer: signature.Signer = signature.KeylessSigner(token=identity_token)
+    signer: signature.Signer = signature.KeylessSigner(token=identity_token, may_log_in=sys.stdin.isatty())
     if key is not None:
         password = os.environ.get("EDGEFORGE_KEY_PASSWORD")
         signer = signature.KeySigner(private_key=key, password=password, certificates=certificates)

@@ -20,8 +20,6 @@ from tiny_bundle import Shape, make_bundle
 from edgeforge.bundle import seal, verify
 from edgeforge.bundle.signature import (
     Certificates,
-    Identity,
-    KeylessSigner,
     KeySigner,
     PublicKey,
     check_trust,
@@ -379,33 +377,3 @@ def test_a_certificate_that_leads_to_the_root_is_trusted_and_no_other(tmp_path: 
     refused(bundle, trust)
     with pytest.raises(UnusableInput, match="does not match"):
         sign(bundle, KeySigner(private_key=key, certificates=(tmp_path / "middle.pem",)))
-
-
-# --- keyless: what is asked of sigstore (its service cannot be reached from a test)
-
-
-def test_keyless_options_reach_sigstore(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from model_signing._signing import sign_sigstore
-
-    asked: list[dict[str, object]] = []
-
-    class Noted(Exception):
-        pass
-
-    def note(self: object, **options: object) -> None:
-        asked.append({key: value for key, value in options.items() if value})
-        raise Noted("no network here")
-
-    monkeypatch.setattr(sign_sigstore.Signer, "__init__", note)
-    monkeypatch.setattr(sign_sigstore.Verifier, "__init__", note)
-    for signer in (KeylessSigner(), KeylessSigner(token="abc")):
-        with pytest.raises(UnusableInput, match="no network here") as caught:
-            sign(scratch, signer)
-        assert "id-token" in (caught.value.hint or "")
-    with pytest.raises(UnusableInput, match="roots of trust could not be fetched"):
-        verify_signature(scratch, Identity(identity="me@example.org", provider="https://example.org"))
-    assert asked == [
-        {"use_ambient_credentials": True},
-        {"identity_token": "abc"},
-        {"identity": "me@example.org", "oidc_issuer": "https://example.org"},
-    ]
