@@ -1,9 +1,6 @@
-"""The report survives the journey to disk and back, keeps its schema, and its page needs nothing else."""
+"""The report survives the journey to disk and back and keeps its schema."""
 
 import json
-import re
-from dataclasses import replace
-from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
 
@@ -14,7 +11,6 @@ import pytest
 from edgeforge.hardware import Gate
 from edgeforge.validation.gate import judge
 from edgeforge.validation.measure import make_report
-from edgeforge.validation.page import WORDS, render_page
 from edgeforge.validation.protocol import make_chunks
 from edgeforge.validation.report import (
     Reference,
@@ -73,62 +69,3 @@ def test_both_files_are_written_and_read_back(report: ValidationReport, tmp_path
     first = page.read_bytes()
     write_report(report, tmp_path)
     assert page.read_bytes() == first
-
-
-class Tags(HTMLParser):
-    """Opening and closing tags in balance, and every attribute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.seen: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.add(tag)
-        self.attributes += attrs
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.add(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def test_the_page_stands_alone_and_is_well_formed(report: ValidationReport) -> None:
-    page = render_page(report)
-    tags = Tags()
-    tags.feed(page)
-    assert not tags.open
-    assert not {"script", "link", "img", "iframe"} & tags.seen
-    assert not {"src", "href"} & {name for name, _ in tags.attributes}
-    assert not re.search(r"https?:|url\(|@import", page)
-    assert "prefers-color-scheme: dark" in page
-    assert "width=device-width" in page
-
-
-def test_the_page_escapes_names_and_shows_every_chunk(report: ValidationReport) -> None:
-    page = render_page(report)
-    assert "org/&lt;model&gt;" in page
-    assert "wiki &amp; more" in page
-    for chunk in report.chunks:
-        assert f"<td>{chunk.perplexity:.3f}</td>" in page
-    assert "itself 4-bit" in page
-    assert "not the checkpoint" in page
-
-
-@pytest.mark.parametrize("verdict", ["pass", "undecided", "fail"])
-def test_the_page_says_the_verdict(report: ValidationReport, verdict: str) -> None:
-    changed = replace(report, gate=replace(report.gate, verdict=verdict))
-    assert f'<p class="verdict {verdict}">' in render_page(changed)
-    assert f"<title>Validation: {WORDS[verdict]}" in render_page(changed)
-
-
-def test_the_histogram_draws_every_count_in_proportion(report: ValidationReport) -> None:
-    counts = report.kl_divergence_histogram.counts
-    heights = [float(text) for text in re.findall(r'<rect [^>]*height="([\d.]+)"', render_page(report))]
-    assert len(heights) == len(counts)
-    np.testing.assert_allclose(np.array(heights) / max(heights), np.array(counts) / max(counts), atol=1e-3)

@@ -1,0 +1,294 @@
+"""What a report says in words: names, figures with their units, and the sentence of every check.
+
+The page, the JUnit file and the comparison share them, so that a figure has one name and one spelling.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeforge.validation.findings import Group, Metric, TaskFindings
+from edgeforge.validation.gate import Check
+from edgeforge.validation.report import ValidationReport
+
+VERDICTS = {"pass": "pass", "undecided": "too few items to tell", "fail": "fail"}
+BRIEF_VERDICTS = {**VERDICTS, "undecided": "too few items"}
+TEXT_FIGURES = {"mean_kl_divergence": "mean KL divergence", "perplexity_ratio": "perplexity ratio"}
+TASKS = {
+    "arc_challenge": "ARC Challenge",
+    "arc_easy": "ARC Easy",
+    "gsm8k": "GSM8K",
+    "hellaswag": "HellaSwag",
+    "humaneval": "HumanEval",
+    "lambada_openai": "LAMBADA",
+    "mmlu": "MMLU",
+    "wikitext": "WikiText-2",
+}
+METRICS = {
+    "acc": "accuracy",
+    "acc_norm": "normalized accuracy",
+    "bits_per_byte": "bits per byte",
+    "byte_perplexity": "perplexity per byte",
+    "exact_match": "exact match",
+    "flexible-extract": "flexible",
+    "pass@1": "pass at 1",
+    "strict-match": "strict",
+    "word_perplexity": "perplexity per word",
+}
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A check as people read it. `asked`: how many `items` (tokens of the text, items of a task) were scored.
+
+    `sentence` says it whole; `brief` names the figure, its value and its limit.
+    """
+
+    group: Literal["text", "task"]
+    key: str
+    name: str
+    check: Check
+    asked: int
+    items: str
+    value: str
+    limit: str
+    bounds: str
+    brief: str
+    sentence: str
+
+
+def judged(report: ValidationReport) -> tuple[Judged, ...]:
+    """Every check of the gate: those on text, then each task's."""
+    of_tasks = [task.check for task in report.findings.tasks]
+    on_text = [check for check in report.gate.checks if check not in of_tasks]
+    return (
+        *(_judged_text(check, report.scored_tokens) for check in on_text),
+        *(judged_task(task) for task in report.findings.tasks),
+    )
+
+
+def _judged_text(check: Check, tokens: int) -> Judged:
+    name = TEXT_FIGURES.get(check.figure, check.figure.replace("_", " "))
+    unit = " nats" if check.figure == "mean_kl_divergence" else ""
+
+    def figure(value: float) -> str:
+        return f"{value:.5f}{unit}"
+
+    return _judge("text", check.figure, name, check, tokens, "tokens", figure, f"{check.limit:g}{unit}")
+
+
+def judged_task(task: TaskFindings) -> Judged:
+    """The task's check; a loss of a share is told in percentage points."""
+    metric = task.metrics[0]
+    title, name = task_title(task.task), metric_title(metric.name)
+    named = f"ratio of {title}'s {name}" if metric.comparison == "ratio" else f"loss of {name} on {title}"
+    figure = _points if is_share(metric) else _plain
+    key = f"{task.task} {metric.name}"
+    return _judge("task", key, named, task.check, task.subset.items, "items", figure, figure(task.check.limit))
+
+
+def _judge(
+    group: Literal["text", "task"],
+    key: str,
+    name: str,
+    check: Check,
+    asked: int,
+    items: str,
+    figure: Callable[[float], str],
+    limit: str,
+) -> Judged:
+    value, low, high = figure(check.value), figure(check.lower_bound), figure(check.upper_bound)
+    return Judged(
+        group=group,
+        key=key,
+        name=name,
+        check=check,
+        asked=asked,
+        items=items,
+        value=value,
+        limit=limit,
+        bounds=f"{low.split()[0]} to {high}",
+        brief=f"{name} {value}, limit {limit}",
+        sentence=_sentence(check, name, value, limit, (low, high), (asked, items)),
+    )
+
+
+def _sentence(check: Check, name: str, value: str, limit: str, bounds: tuple[str, str], asked: tuple[int, str]) -> str:
+    low, high = bounds
+    subject = f"The {name} is {value}"
+    if check.verdict == "pass":
+        return f"{subject}, and even its upper bound of {high} keeps the limit of {limit}."
+    if check.verdict == "fail":
+        return f"{subject}, and even its lower bound of {low} exceeds the limit of {limit}."
+    return f"{subject} (bounds {low} to {high}, limit {limit}): {too_few(check, *asked)}."
+
+
+def too_few(check: Check, asked: int, items: str) -> str:
+    """`60 items are too few to tell; about 1,200 would do`"""
+    need = "" if check.items_needed is None else f"; about {check.items_needed:,} would do"
+    return f"{asked:,} {items} are too few to tell{need}"
+
+
+def verdict_sentence(report: ValidationReport) -> str:
+    """The whole report in one sentence, for somebody who reads no other."""
+    checks, verdict = judged(report), report.verdict
+    decisive = [each for each in checks if each.check.verdict == verdict]
+    if verdict == "pass":
+        sure = f"with {100 * report.gate.confidence:g}\N{NO-BREAK SPACE}% confidence"
+        return f"Yes: it keeps {_all(len(checks))} of its target's limits, {sure}."
+    if verdict == "fail":
+        share = f" on {len(decisive)} of {len(checks)} figures" if 0 < len(decisive) < len(checks) else ""
+        detail = f": {'; '.join(each.brief for each in decisive)}" if decisive else ""
+        return f"No: it lost more than its target allows{share}{detail}."
+    kept = (
+        f"it keeps {len(checks) - len(decisive)} of {len(checks)} limits, but for the others"
+        if decisive
+        else "for some"
+    )
+    detail = "; ".join(f"{each.name} ({_short_of(each)})" for each in decisive)
+    return f"Not proven yet: {kept} there were too few items to tell" + (f": {detail}." if detail else ".")
+
+
+def _all(checks: int) -> str:
+    return {1: "the one", 2: "both"}.get(checks, f"all {checks}")
+
+
+def _short_of(each: Judged) -> str:
+    need = each.check.items_needed
+    return f"{each.asked:,} {each.items}" + ("" if need is None else f", about {need:,} would do")
+
+
+def task_title(task: str) -> str:
+    """How papers spell it."""
+    return TASKS.get(task, task)
+
+
+def metric_title(name: str) -> str:
+    """`exact_match,strict-match` -> `exact match (strict)`; lm-eval's own word where there is no better."""
+    first, *filters = (METRICS.get(part, part.replace("_", " ")) for part in name.split(",") if part != "none")
+    return first + "".join(f" ({each})" for each in filters)
+
+
+def is_share(metric: Metric) -> bool:
+    """Whether it counts right answers, so that percent is its unit."""
+    within = 0.0 <= metric.reference <= 1.0 and 0.0 <= metric.candidate <= 1.0
+    return metric.comparison == "difference" and metric.higher_is_better and within
+
+
+def value_text(metric: Metric, value: float) -> str:
+    """`31.4 %`, or the figure as it is."""
+    return percent(value) if is_share(metric) else f"{value:#.4g}".rstrip(".")
+
+
+def change_text(metric: Metric, change: float) -> str:
+    """`−1.2 points`; of a ratio `× 1.0043`."""
+    if metric.comparison == "ratio":
+        return f"\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}{change:.4f}"
+    return f"{signed(100 * change, 1)}\N{NO-BREAK SPACE}points" if is_share(metric) else signed(change, 4)
+
+
+def interval_text(metric: Metric) -> str:
+    """`−3.1 to +0.7`, in the change's unit."""
+    low, high = metric.interval.low, metric.interval.high
+    if metric.comparison == "ratio":
+        return f"{low:.4f} to {high:.4f}"
+    digits, factor = (1, 100.0) if is_share(metric) else (4, 1.0)
+    return f"{signed(factor * low, digits)} to {signed(factor * high, digits)}"
+
+
+def signed(value: float, digits: int) -> str:
+    """With a sign, and a true minus; what rounds to nothing has none."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0.0:
+        return text
+    return (MINUS if value < 0 else "+") + text
+
+
+def percent(share: float) -> str:
+    """`31.4 %`"""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def p_text(p: float | None) -> str:
+    """`0.031`, `below 0.001`, or a dash where there is none."""
+    if p is None:
+        return "\N{EN DASH}"
+    return "below 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def size_text(count: int) -> str:
+    """Decimal units, three significant digits: 98.4 MB, 1.09 GB."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    if unit == "bytes":
+        return f"{count}\N{NO-BREAK SPACE}bytes"
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}\N{NO-BREAK SPACE}{unit}"
+
+
+def _points(loss: float) -> str:
+    text = f"{100 * loss:.1f}"
+    text = text.lstrip("-") if float(text) == 0.0 else text.replace("-", MINUS)
+    return f"{text} points"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4f}".replace("-", MINUS)
+
+
+def visible(text: str) -> str:
+    """A model's words as they can be shown: control characters, marks that turn the direction of writing, and what
+    UTF-8 cannot hold are spelled out, as in `⟨U+202E⟩`; line ends are \\n.
+    """
+    text = text.replace("\r\n", "\n")
+    return "".join(f"\u27e8U+{ord(each):04X}\u27e9" if _hidden(ord(each)) else each for each in text)
+
+
+def _hidden(code: int) -> bool:
+    if code < 0x20 or 0x7F <= code < 0xA0:
+        return code not in (0x09, 0x0A)
+    turning = code in (0x61C, 0x200E, 0x200F) or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    unsound = 0xD800 <= code <= 0xDFFF or 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE
+    return turning or unsound or code in (0x200B, 0x2028, 0x2029, 0xFEFF)
+
+
+def task_facts(task: TaskFindings) -> str:
+    """`285 of 14,042 items, 5-shot, with the chat template`"""
+    subset = task.subset
+    drawn = f"all {subset.items:,}" if subset.items == subset.available else f"{subset.items:,} of {subset.available:,}"
+    return f"{drawn} items, {task.num_fewshot}-shot" + (", with the chat template" if task.chat_template else "")
+
+
+def group_change(metric: Metric, group: Group) -> str:
+    """The change of a part's average, in the metric's unit."""
+    if metric.comparison == "ratio":
+        return change_text(metric, group.candidate / group.reference) if group.reference else "\N{EN DASH}"
+    return change_text(metric, group.candidate - group.reference)
+
+
+def figure_text(value: float, unit: str) -> str:
+    """A probe's figure: four significant digits, whole numbers whole."""
+    number = f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    return f"{number}\N{NO-BREAK SPACE}{unit}" if unit else number
+
+
+def rate_text(tokens_per_s: float) -> str:
+    """`1,203` or `27.4`"""
+    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 100 else f"{tokens_per_s:.1f}"
+
+
+def times(greater: float, lesser: float, word: str, opposite: str) -> str:
+    """`2.74 times smaller`; the other way round, `1.10 times larger`; a dash where one is nothing."""
+    if greater <= 0 or lesser <= 0:
+        return "\N{EN DASH}"
+    ratio, word = (greater / lesser, word) if greater >= lesser else (lesser / greater, opposite)
+    return f"{ratio:.2f} times {word}"
+
+
+def perplexity_text(value: float) -> str:
+    """Three decimals, or what is left of them in a large one."""
+    return f"{value:.3f}" if value < 1_000 else f"{value:,.0f}" if value < 1e6 else f"{value:.3g}"
