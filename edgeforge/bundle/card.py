@@ -21,7 +21,12 @@ ENGINES = {
     "edge-llm": "TensorRT Edge-LLM",
     "tensorrt": "TensorRT-LLM",
 }
-_TAGS = {"w4a16": ("4-bit", "int4"), "w8a16": ("8-bit", "int8"), "w4a8": ("4-bit", "int4", "fp8")}
+_TAGS = {
+    "w4a16": ("4-bit", "int4"),
+    "w6a16": ("6-bit", "int6"),
+    "w8a16": ("8-bit", "int8"),
+    "w4a8": ("4-bit", "int4", "fp8"),
+}
 
 Json = dict[str, object]
 
@@ -93,7 +98,7 @@ def _quantization(target: Mapping[str, object]) -> str:
         return "as published"
     if scheme in ("f32", "f16", "bf16"):
         return f"unquantized ({scheme})"
-    groups = f" in groups of {group_size}" if scheme in ("w4a16", "w8a16") and group_size else ""
+    groups = f" in groups of {group_size}" if scheme in ("w4a16", "w6a16", "w8a16") and group_size else ""
     return f"quantized to {scheme}{groups}"
 
 

@@ -41,7 +41,7 @@ engine_option = click.option(
 )
 scheme_option = click.option(
     "--scheme",
-    type=click.Choice(["w4a16", "w8a16", "w4a8", "fp8", "fp8-dynamic", "nvfp4", "bf16", "f16", "f32", "auto"]),
+    type=click.Choice(["w4a16", "w6a16", "w8a16", "w4a8", "fp8", "fp8-dynamic", "nvfp4", "bf16", "f16", "f32", "auto"]),
     help="How linears are stored; auto chooses for each, within --max-bytes or --max-divergence.  "
     "[default: the target's]",
 )

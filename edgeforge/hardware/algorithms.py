@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from edgeforge.hardware.types import Target
 
 AUTO = "auto"
-INTEGERS = ("w4a16", "w8a16")
+INTEGERS = ("w4a16", "w6a16", "w8a16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

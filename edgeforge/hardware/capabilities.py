@@ -16,7 +16,7 @@ class SchemeFacts:
     """A row of the glossary's schemes, in the words of `edgeforge.quantization.scheme.QuantizationScheme`.
 
     `group_size` where the scheme fixes it; `symmetric` where it leaves no choice; `needs` the format that the
-    hardware's arithmetic must have.
+    hardware's arithmetic must have; `kinds` the devices that have kernels for it.
     """
 
     bits: int
@@ -26,6 +26,7 @@ class SchemeFacts:
     group_size: int | None = None
     symmetric: bool = False
     needs: str | None = None
+    kinds: tuple[str, ...] = ("cpu", "gpu", "soc")
 
     @property
     def is_float(self) -> bool:
@@ -76,6 +77,8 @@ class EngineFacts:
 
 SCHEMES: Mapping[str, SchemeFacts] = {
     "w4a16": SchemeFacts(bits=4),
+    # Stored as 4 bits and 2: onnxruntime has kernels for both on processors; on GPUs nobody tried its 2 bits.
+    "w6a16": SchemeFacts(bits=6, kinds=("cpu",)),
     "w8a16": SchemeFacts(bits=8),
     "w4a8": SchemeFacts(bits=4, activations="static", symmetric=True, needs="fp8"),
     "fp8": SchemeFacts(
@@ -99,7 +102,7 @@ _CHECKPOINTS: Mapping[str, BackendFacts] = {
     # GroupQueryAttention's past and present share the type of its query (onnxruntime docs/ContribOperators.md).
     "onnx": BackendFacts(
         engines=("onnxruntime",),
-        schemes=("w4a16", "w8a16", "f16", "f32"),
+        schemes=("w4a16", "w8a16", "w6a16", "f16", "f32"),
         sides=("w4a16", "w8a16", "f16", "f32"),
         activations=("f32", "f16"),
         kv_caches=("f32", "f16"),
@@ -155,7 +158,7 @@ BUILD_ERA = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 # docs/features/quantization/README.md; Edge-LLM: the support matrix of tensorrt-edgellm 0.11.
 ENGINES: Mapping[str, EngineFacts] = {
     "onnxruntime": EngineFacts(
-        title="ONNX Runtime", runs={("onnx", scheme): None for scheme in ("w4a16", "w8a16", "float")}
+        title="ONNX Runtime", runs={("onnx", scheme): None for scheme in ("w4a16", "w6a16", "w8a16", "float")}
     ),
     "tensorrt-llm": EngineFacts(
         title="TensorRT-LLM",

@@ -53,6 +53,11 @@ _RULES: tuple[tuple[str, Callable[[Target, BackendFacts], bool], str], ...] = (
         "scheme {target.scheme} must be the same as activations {target.activations} with backend {target.backend}",
     ),
     (
+        "scheme",
+        lambda target, backend: target.profile.kind in SCHEMES[target.scheme].kinds,
+        "scheme {target.scheme} has kernels on processors only, not on {target.profile.name}; use w4a16 or w8a16",
+    ),
+    (
         "lm_head",
         lambda target, backend: _side_scheme_holds(target, target.lm_head),
         "lm_head {target.lm_head} must be an integer scheme or the activations' {target.activations}",

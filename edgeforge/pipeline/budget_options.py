@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from edgeforge.hardware import Target
+from edgeforge.hardware import SCHEMES, Target
 from edgeforge.planning import EMBEDDING, BuildPlan, block_name, fused_blocks, matrix_bytes, scale_copies
-from edgeforge.quantization.scheme import QuantizationScheme, effective_group_size
+from edgeforge.quantization.scheme import SPLIT_BITS, QuantizationScheme, effective_group_size
 
-BITS, SIZES, SYMMETRIC = (4, 8), (32, 64, 128), (True, False)
-SMALLEST = 16  # of groups, where onnxruntime's CPU kernels run them: between 4 bits and 8 there is nothing else
+BITS, SIZES, SYMMETRIC = (4, 6, 8), (32, 64, 128), (True, False)
+SMALLEST = 16  # of groups of 4 and 8 bits, where onnxruntime's CPU kernels run them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,5 +69,8 @@ def _schemes(plan: BuildPlan, name: str, in_features: int) -> tuple[Quantization
         for bits in BITS
         for size in sizes
         for symmetric in SYMMETRIC
+        if plan.target.profile.kind in SCHEMES[f"w{bits}a16"].kinds
+        # no gather reads codes in two parts, and no kernel for 2 bits runs such small groups
+        and not (bits == SPLIT_BITS and (size == SMALLEST or name == EMBEDDING))
     )
     return tuple(dict.fromkeys((plan.schemes[name], *fresh)))

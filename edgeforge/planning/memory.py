@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edgeforge.hardware import Target
 from edgeforge.model.architecture import LlamaArchitecture
 from edgeforge.planning.schemes import EMBEDDING, block_name, fused_blocks, scale_copies
-from edgeforge.quantization.scheme import QuantizationScheme
+from edgeforge.quantization.scheme import HIGH_BITS, LOW_BITS, SPLIT_BITS, QuantizationScheme
 
 MIB = 1024 * 1024
 FLOAT_BYTES: Mapping[str, int] = {"f32": 4, "f16": 2, "bf16": 2}
@@ -96,7 +96,10 @@ def matrix_bytes(scheme: QuantizationScheme, rows: int, columns: int, *, scale_c
     scales = rows * groups * scale_copies * width
     if scheme.offset:
         return codes + scales + rows * groups * width
-    zero_points = 0 if scheme.symmetric else rows * -(-groups * scale_copies * scheme.bits // 8)
+    widths: tuple[int, ...] = () if scheme.symmetric else (scheme.bits,)
+    if scheme.bits == SPLIT_BITS:  # the zero points of the low bits are there even where they say nothing
+        widths = (LOW_BITS,) if scheme.symmetric else (HIGH_BITS, LOW_BITS)
+    zero_points = rows * sum(-(-groups * scale_copies * bits // 8) for bits in widths)
     return codes + scales + zero_points
 
 
@@ -113,7 +116,7 @@ def weight_bytes(
         rows, columns = linear.out_features, linear.in_features
         copies = scale_copies(block_name(linear.role), scheme, columns, target)
         linears += matrix_bytes(scheme, rows, columns, scale_copies=copies)
-        groups += scheme.groups(columns) * copies * rows
+        groups += scheme.groups(columns) * copies * rows * (2 if scheme.bits == SPLIT_BITS else 1)
     norms = (2 * a.num_hidden_layers + 1) * a.hidden_size
     rotary_tables = 2 * target.context * (a.head_dim // 2) if target.engine == "onnxruntime" else 0
     return WeightBytes(

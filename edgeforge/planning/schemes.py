@@ -12,7 +12,7 @@ from edgeforge.errors import UnusableInput, UsageError
 from edgeforge.hardware import BACKENDS, SCHEMES, Target
 from edgeforge.model.architecture import Linear, LlamaArchitecture
 from edgeforge.model.checkpoint import StoredGrid
-from edgeforge.quantization.scheme import GROUP_SIZES, QuantizationScheme, effective_group_size
+from edgeforge.quantization.scheme import GROUP_SIZES, SPLIT_BITS, QuantizationScheme, effective_group_size
 
 EMBEDDING = "model.embed_tokens.weight"
 # Linears that share an input, and that backends multiply as one matrix: they must share a scheme.
@@ -160,5 +160,7 @@ def scale_copies(block: str, scheme: QuantizationScheme, in_features: int, targe
     """
     size = scheme.group_size
     rounds_activations = target.profile.kind == "cpu" and target.activations == "f32"
-    halves = block == "qkv" and size is not None and size > GROUP_SIZES[0] and in_features % size == 0
+    # Kernels for 2 bits run blocks of 32 and more.
+    smallest = 2 * GROUP_SIZES[0] if scheme.bits == SPLIT_BITS else GROUP_SIZES[0]
+    halves = block == "qkv" and size is not None and size > smallest and in_features % size == 0
     return 2 if rounds_activations and halves else 1

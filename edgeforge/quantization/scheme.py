@@ -3,11 +3,11 @@
 Shape letters: N out_features, K in_features, G scales per row (ceil(K / group_size); 1 for a channel or a tensor).
 
 A quantized weight is `w[n, k] = (codes[n, k] - zero_points[n, g]) * scales[n, g]` with g = k // group_size. Integer
-codes and zero points are *signed* (int4: -8..7, int8: -128..127); packers add 2**(bits-1) where their consumer wants
-unsigned bytes. ggml's Q4_1 stores `scale * code + offset` with a fractional zero point; such tensors carry `offsets`
-instead of zero points, so that nothing is rounded twice: `w = codes * scales + offsets`. Codes may be numbers of a
-small floating-point format instead: e4m3 (FP8, arXiv 2209.05433) or e2m1 (NVFP4, whose scales have a scale of their
-own: `w = codes * scales * tensor_scale`).
+codes and zero points are *signed* (int4: -8..7, int6: -32..31, int8: -128..127); packers add 2**(bits-1) where their
+consumer wants unsigned bytes. ggml's Q4_1 stores `scale * code + offset` with a fractional zero point; such tensors
+carry `offsets` instead of zero points, so that nothing is rounded twice: `w = codes * scales + offsets`. Codes may be
+numbers of a small floating-point format instead: e4m3 (FP8, arXiv 2209.05433) or e2m1 (NVFP4, whose scales have a scale
+of their own: `w = codes * scales * tensor_scale`).
 """
 
 from dataclasses import dataclass, replace
@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
+# Codes of 6 bits are stored as 4 bits and 2: c = 4 h + l, which kernels for 4 and for 2 bits can multiply.
+SPLIT_BITS, HIGH_BITS, LOW_BITS = 6, 4, 2
 
 CodeFormat = Literal["int", "e4m3", "e2m1"]
 Granularity = Literal["group", "channel", "tensor"]
@@ -27,7 +29,7 @@ InputScale = Literal["none", "static", "dynamic"]
 class QuantizationScheme:
     """How one linear (or the embedding) is stored.
 
-    name         the glossary's: w4a16, w8a16, w4a8, fp8, fp8-dynamic, nvfp4, f16, bf16, f32
+    name         the glossary's: w4a16, w6a16, w8a16, w4a8, fp8, fp8-dynamic, nvfp4, f16, bf16, f32
     bits         per code; float schemes have 16 or 32, and neither codes nor scales
     group_size   the *effective* one for this linear (see `effective_group_size`); None where scales span more
     offset       float offsets instead of integer zero points (ggml's Q4_1)

@@ -21,7 +21,8 @@ def slots(layout: WeightLayout) -> list[Slot]:
     """Every distinct array."""
     found: dict[str, Slot] = {layout.cos.name: layout.cos, layout.sin.name: layout.sin}
     for matrix in layout.matrices.values():
-        for slot in (matrix.weight, matrix.scales, matrix.zero_points, matrix.offsets):
+        low = (None, None) if matrix.low is None else (matrix.low.weight, matrix.low.zero_points)
+        for slot in (matrix.weight, matrix.scales, matrix.zero_points, matrix.offsets, *low):
             if slot is not None:
                 found[slot.name] = slot
     return sorted(found.values(), key=lambda slot: slot.offset)
@@ -72,7 +73,8 @@ def test_blocks_hold_their_rows(architecture: LlamaArchitecture, target: Target)
         n, blocks, block_bytes = matrix.weight.shape
         assert (n, blocks) == matrix.scales.shape
         assert blocks * matrix.block_size >= matrix.in_features > (blocks - 1) * matrix.block_size
-        assert block_bytes * 8 == matrix.block_size * matrix.scheme.bits
+        low_bytes = 0 if matrix.low is None else matrix.low.weight.shape[2]
+        assert (block_bytes + low_bytes) * 8 == matrix.block_size * matrix.scheme.bits
         assert matrix.block_size & (matrix.block_size - 1) == 0
         assert matrix.block_size >= 16  # what onnxruntime's kernels take
         assert (matrix.zero_points is None) == (matrix.scheme.symmetric or matrix.scheme.offset)

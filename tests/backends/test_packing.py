@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from edgeforge.backends.onnx.packing import pack, pad_to_blocks, unpack
+from edgeforge.backends.onnx.packing import pack, pad_to_blocks, split, unpack
 from edgeforge.quantization.rtn import quantize
 from edgeforge.quantization.scheme import QuantizationScheme, QuantizedTensor, dequantize
 
@@ -25,7 +25,7 @@ def codes_strategy(bits: int) -> st.SearchStrategy[NDArray[np.int8]]:
     return arrays(np.int8, shape, elements=st.integers(-half, half - 1))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @given(data=st.data())
 def test_unpack_is_the_inverse_of_pack(bits: int, data: st.DataObject) -> None:
     codes = data.draw(codes_strategy(bits))
@@ -33,6 +33,17 @@ def test_unpack_is_the_inverse_of_pack(bits: int, data: st.DataObject) -> None:
     assert packed.dtype == np.uint8
     assert packed.shape == (codes.shape[0], -(-codes.shape[1] * bits // 8))
     np.testing.assert_array_equal(unpack(packed, bits, codes.shape[1]), codes)
+
+
+@given(data=st.data())
+def test_six_bits_are_four_and_two(data: st.DataObject) -> None:
+    """c - z = 4 (h - z_h) + (l - z_l), and both parts fit their bits."""
+    codes = data.draw(codes_strategy(6))
+    (high, low), (high_zero, low_zero) = split(codes), split(codes[::-1, ::-1].copy())
+    for part, bits in ((high, 4), (low, 2)):
+        np.testing.assert_array_equal(unpack(pack(part, bits), bits, part.shape[1]), part)
+    got = 4 * (high.astype(int) - high_zero) + (low.astype(int) - low_zero)
+    np.testing.assert_array_equal(got, codes.astype(int) - codes[::-1, ::-1])
 
 
 def pack_bit_by_bit(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
@@ -50,7 +61,7 @@ def pack_bit_by_bit(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     return packed
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @given(data=st.data())
 def test_bytes_are_those_of_the_operators_text(bits: int, data: st.DataObject) -> None:
     codes = data.draw(codes_strategy(bits))

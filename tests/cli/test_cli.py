@@ -93,4 +93,4 @@ def test_completion_offers_commands_and_choices() -> None:
         return done.stdout
 
     assert complete("edgeforge val", 1) == "plain,validate\n"
-    assert complete("edgeforge build --scheme w", 3) == "plain,w4a16\nplain,w8a16\nplain,w4a8\n"
+    assert complete("edgeforge build --scheme w", 3) == "plain,w4a16\nplain,w6a16\nplain,w8a16\nplain,w4a8\n"

@@ -28,6 +28,8 @@ CASES = {
     "f32": Case(scheme="f32", at_most=1e-9),
     "w8": Case(scheme="w8a16", symmetric=True, at_most=0.003),
     "w8 asymmetric": Case(scheme="w8a16", symmetric=False, at_most=0.003),
+    "w6 g32": Case(scheme="w6a16", group_size=32, symmetric=True, at_most=0.02),
+    "w6 g64 asymmetric": Case(scheme="w6a16", group_size=64, symmetric=False, at_most=0.02),
     "w4 g32": Case(group_size=32, symmetric=True, at_most=0.25),
     "w4 g32 asymmetric": Case(group_size=32, symmetric=False, at_most=0.20),
     "w4 g64": Case(group_size=64, symmetric=True, at_most=0.30),
@@ -83,7 +85,8 @@ def test_a_bundle_is_as_close_as_its_bits_allow(divergence: Measured, name: str)
 def test_more_bits_smaller_groups_and_zero_points_each_bring_it_closer(divergence: Measured) -> None:
     for finer, coarser in (
         ("f32", "w8"),
-        ("w8", "w4 g32"),
+        ("w8", "w6 g32"),
+        ("w6 g32", "w4 g32 asymmetric"),
         ("w4 g32", "w4 g64"),
         ("w4 g32", "w4 g128"),  # most of its rows have groups of 64 in both
         ("w4 g32 asymmetric", "w4 g64 asymmetric"),

@@ -56,14 +56,15 @@ def unsigned_codes(packed: NDArray[np.generic], bits: int) -> NDArray[np.int32]:
     """[N, bytes] -> [N, bytes * 8 / bits], the low-order bits first."""
     if bits == 8:
         return packed.astype(np.int32)
-    assert bits == 4
-    return np.stack([packed.astype(np.int32) & 15, packed.astype(np.int32) >> 4], axis=-1).reshape(len(packed), -1)
+    assert bits in (2, 4)
+    parts = [packed.astype(np.int32) >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
+    return np.stack(parts, axis=-1).reshape(len(packed), -1)
 
 
 def block_weights(
     file: OnnxFile, weight: str, scales: str, zero_points: str | None, bits: int, block_size: int
-) -> NDArray[np.float32]:
-    """float32 [N, blocks * block_size]: (code - zero point) * scale, the zero point 2^(bits-1) where none is given."""
+) -> NDArray[np.float64]:
+    """[N, blocks * block_size], exact: (code - zero point) * scale, the zero point 2^(bits-1) where none is given."""
     stored = file.array(weight)
     codes = unsigned_codes(stored.reshape(len(stored), -1), bits)
     per_block = file.array(scales).astype(np.float32).reshape(len(stored), -1)
@@ -75,7 +76,7 @@ def block_weights(
     else:
         zeros = np.full((len(stored), blocks), 2 ** (bits - 1), np.int32)
     steps = codes.reshape(len(stored), blocks, block_size) - zeros[:, :, None]
-    return (steps.astype(np.float32) * per_block[:, :, None]).reshape(len(stored), -1)
+    return (steps * per_block[:, :, None].astype(np.float64)).reshape(len(stored), -1)
 
 
 def added_offsets(file: OnnxFile, node: onnx.NodeProto) -> NDArray[np.float32] | None:
@@ -91,6 +92,30 @@ def added_offsets(file: OnnxFile, node: onnx.NodeProto) -> NDArray[np.float32] |
     return file.array(other.input[1]).astype(np.float32)
 
 
+def added_product(file: OnnxFile, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """The MatMulNBits whose product is added to that of `node`, if there is one."""
+    consumers = file.consumers(node.output[0])
+    if [consumer.op_type for consumer in consumers] != ["Add"] or consumers[0].input[0] != node.output[0]:
+        return None
+    other = file.producers[consumers[0].input[1]]
+    return other if other.op_type == "MatMulNBits" else None
+
+
+def factor(file: OnnxFile, name: str) -> float:
+    """What the input of a matmul was multiplied with."""
+    tensor = file.initializers[file.producers[name].input[1]]
+    return float(onnx.numpy_helper.to_array(tensor))
+
+
+def own_weights(file: OnnxFile, node: onnx.NodeProto) -> NDArray[np.float64]:
+    """float64 [N, K] of a MatMulNBits alone."""
+    a = attributes(node)
+    zero_points = node.input[3] if len(node.input) > 3 else None
+    weights = block_weights(file, node.input[1], node.input[2], zero_points, a["bits"], a["block_size"])
+    assert weights.shape[0] == a["N"]
+    return weights[:, : a["K"]]
+
+
 def matmul_weights(file: OnnxFile) -> Iterator[NDArray[np.float32]]:
     """The weight matrix [N, K] of every matmul with stored weights, in the graph's order."""
     for node in file.nodes("MatMulNBits", "FusedMatMul"):
@@ -101,11 +126,15 @@ def matmul_weights(file: OnnxFile) -> Iterator[NDArray[np.float32]]:
                 yield file.array(node.input[1]).astype(np.float32)
             continue
         a = attributes(node)
-        zero_points = node.input[3] if len(node.input) > 3 else None
-        weights = block_weights(file, node.input[1], node.input[2], zero_points, a["bits"], a["block_size"])
-        assert weights.shape[0] == a["N"]
-        weights = weights[:, : a["K"]]
+        if a["bits"] == 2:  # it belongs to the one before
+            continue
+        weights = own_weights(file, node)
+        second = added_product(file, node)
+        if second is not None:
+            assert file.producers[second.input[0]].input[0] == node.input[0]
+            weights = weights + own_weights(file, second) * factor(file, second.input[0])
         offsets = added_offsets(file, node)
+        weights = weights.astype(np.float32)
         if offsets is not None:
             weights = weights + np.repeat(offsets, a["K"] // offsets.shape[1], axis=1)
         yield weights
@@ -119,7 +148,8 @@ def embedding_weights(file: OnnxFile) -> NDArray[np.float32]:
     a = attributes(node)
     assert (a["gather_axis"], a["quantize_axis"]) == (0, 1)
     zero_points = node.input[3] if len(node.input) > 3 else None
-    return block_weights(file, node.input[0], node.input[2], zero_points, a["bits"], a["block_size"])
+    weights = block_weights(file, node.input[0], node.input[2], zero_points, a["bits"], a["block_size"])
+    return weights.astype(np.float32)
 
 
 def intended(tensor: LazyTensor, scheme: QuantizationScheme) -> NDArray[np.float32]:
@@ -235,4 +265,19 @@ def test_every_scheme_of_the_fp32_model(
     stories: Path, tmp_path: Path, target: str, scheme: str, group_size: int | None, symmetric: bool | None
 ) -> None:
     build = build_once(tmp_path, str(stories), target=target, scheme=scheme, group_size=group_size, symmetric=symmetric)
+    assert_the_file_holds_what_was_meant(build)
+
+
+@pytest.mark.parametrize("activations", ["f32", "f16"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_six_bits_of_the_fp32_model(
+    stories: Path, tmp_path: Path, group_size: int, symmetric: bool, activations: str
+) -> None:
+    target = tmp_path / "target.toml"
+    target.write_text(f'extends = "cpu"\nactivations = "{activations}"\nkv_cache = "{activations}"\n')
+    build = build_once(
+        tmp_path, str(stories), target=str(target), scheme="w6a16", group_size=group_size, symmetric=symmetric
+    )
+    assert {scheme.bits for scheme in build.plan.schemes.values()} == {6, 8}
     assert_the_file_holds_what_was_meant(build)

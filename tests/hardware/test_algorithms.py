@@ -69,7 +69,7 @@ def test_a_manifest_from_before_there_was_a_choice_is_read() -> None:
             "h100",
             "fp8",
             "search",
-            "algorithm search makes w4a16 and w8a16, not scheme fp8; use --algorithm rtn or gptq",
+            "algorithm search makes w4a16, w6a16 and w8a16, not scheme fp8; use --algorithm rtn or gptq",
         ),
         ("h100", "fp8", "awq+gptq", "not scheme fp8; use --algorithm rtn or gptq"),
         ("h100", "bf16", "gptq", "not scheme bf16; use --algorithm rtn"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from edgeforge.hardware import Target, available_targets, load_target
+from edgeforge.hardware import SCHEMES, Target, available_targets, load_target
 from edgeforge.model.architecture import LlamaArchitecture, Rotary
 
 
@@ -66,9 +66,11 @@ ONNX = [target for target in map(load_target, available_targets()) if target.bac
 @st.composite
 def targets(draw: st.DrawFn) -> Target:
     """ONNX targets: the backend with the most settings to vary."""
+    target = draw(st.sampled_from(ONNX))
+    integers = [name for name in ("w4a16", "w6a16", "w8a16") if target.profile.kind in SCHEMES[name].kinds]
     return replace(
-        draw(st.sampled_from(ONNX)),
-        scheme=draw(st.sampled_from(["w4a16", "w8a16"])),
+        target,
+        scheme=draw(st.sampled_from(integers)),
         lm_head=draw(st.sampled_from(["w4a16", "w8a16"])),
         embedding=draw(st.sampled_from(["w4a16", "w8a16"])),
         group_size=draw(st.sampled_from([16, 32, 64, 128, 256])),

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeforge.backends.onnx.layout import Matrix, Slot
+from edgeforge.quantization.scheme import HIGH_BITS, LOW_BITS
 
 MICROSOFT = "com.microsoft"
 OPSET_IMPORTS = {"": 21, MICROSOFT: 1}
@@ -72,6 +73,14 @@ class Graph:
         name = "const/" + "_".join(map(str, array.reshape(-1))) + ("" if array.ndim else "_scalar")
         if name not in self._initializers:
             self._initialize(name, ir.Tensor(array, name=name), array.shape)
+        return self._initializers[name]
+
+    def number(self, value: float, dtype: str) -> ir.Value:
+        """A scalar constant of a float type."""
+        name = f"const/{value:g}_{dtype}"
+        if name not in self._initializers:
+            array = np.asarray(value, {"f16": np.float16, "f32": np.float32}[dtype])
+            self._initialize(name, ir.Tensor(array, name=name), ())
         return self._initializers[name]
 
     def _initialize(self, name: str, tensor: ir.TensorProtocol, dims: Sequence[int]) -> None:
@@ -173,14 +182,24 @@ class Graph:
 
     def matmul_nbits(self, x: ir.Value, matrix: Matrix) -> ir.Value:
         """x [..., K] with a quantized matrix [N, K] -> [..., N]."""
+        assert matrix.scales is not None
+        if matrix.low is None:
+            return self._matmul_nbits(x, matrix, matrix.weight, matrix.zero_points, matrix.scheme.bits)
+        high = self._matmul_nbits(x, matrix, matrix.weight, matrix.zero_points, HIGH_BITS)
+        # Both read the high bits' scales; a power of two changes no rounding of x.
+        quarter = self.mul(x, self.number(1 / (1 << LOW_BITS), matrix.scales.dtype))
+        low = self._matmul_nbits(quarter, matrix, matrix.low.weight, matrix.low.zero_points, LOW_BITS)
+        return self.add(high, low)
+
+    def _matmul_nbits(self, x: ir.Value, matrix: Matrix, weight: Slot, zero_points: Slot | None, bits: int) -> ir.Value:
         assert matrix.scales is not None and matrix.scheme.group_size is not None
-        inputs = [x, self.stored(matrix.weight), self.stored(matrix.scales)]
-        if matrix.zero_points is not None:
-            inputs.append(self.stored(matrix.zero_points))
+        inputs = [x, self.stored(weight), self.stored(matrix.scales)]
+        if zero_points is not None:
+            inputs.append(self.stored(zero_points))
         attributes: dict[str, Attribute] = {
             "K": matrix.in_features,
             "N": matrix.out_features,
-            "bits": matrix.scheme.bits,
+            "bits": bits,
             "block_size": matrix.block_size,
             "accuracy_level": INT8_ACTIVATIONS,
         }

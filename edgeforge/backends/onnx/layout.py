@@ -14,7 +14,7 @@ from itertools import groupby
 
 from edgeforge.model.architecture import Linear
 from edgeforge.planning import EMBEDDING, BuildPlan, block_name, fused_blocks, scale_copies
-from edgeforge.quantization.scheme import QuantizationScheme
+from edgeforge.quantization.scheme import HIGH_BITS, LOW_BITS, SPLIT_BITS, QuantizationScheme
 
 ALIGNMENT = 64
 ITEM_BYTES = {"u8": 1, "f16": 2, "f32": 4}
@@ -48,6 +48,9 @@ class Matrix:
     Quantized: `weight` u8 [N, C, B], `scales` [N, C], and `zero_points` u8 [N, ceil(C * bits / 8)] or `offsets` [N, G]
     or neither, with C = G * scale_copies blocks in a row. Float schemes (and norms, N alone): `weight` only. More than
     one copy of each scale and zero point makes blocks shorter than groups (`edgeforge.planning.scale_copies`).
+
+    Codes of 6 bits (`packing.split`) are in `weight` with their 4 high bits, under scales four times the tensor's, and
+    in `low` with the others, whose zero points are stored even where those of the codes are none.
     """
 
     scheme: QuantizationScheme
@@ -58,12 +61,21 @@ class Matrix:
     zero_points: Slot | None = None
     offsets: Slot | None = None
     scale_copies: int = 1
+    low: "LowBits | None" = None
 
     @property
     def block_size(self) -> int:
         """Weights per stored scale, ONNX Runtime's block_size."""
         assert self.scheme.group_size is not None
         return self.scheme.group_size // self.scale_copies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowBits:
+    """The lowest 2 of 6 bits: `weight` u8 [N, C, B / 2], `zero_points` u8 [N, ceil(C / 4)]."""
+
+    weight: Slot
+    zero_points: Slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,18 +119,31 @@ class _Allocator:
             weight = self.slot(f"{name}.weight", self.float_dtype, n, k)
             return Matrix(scheme=scheme, out_features=n, in_features=k, weight=weight)
         g = scheme.groups(k)
-        blocks, block_bytes = g * scale_copies, scheme.group_size // scale_copies * scheme.bits // 8
+        bits = HIGH_BITS if scheme.bits == SPLIT_BITS else scheme.bits
+        blocks, size = g * scale_copies, scheme.group_size // scale_copies
         has_zero_points = not (scheme.symmetric or scheme.offset)
-        zero_point_bytes = -(-blocks * scheme.bits // 8)
+
+        def codes(name: str, bits: int) -> Slot:
+            return self.slot(name, "u8", n, blocks, size * bits // 8)
+
+        def zeros(name: str, bits: int) -> Slot:
+            return self.slot(name, "u8", n, -(-blocks * bits // 8))
+
+        def low() -> LowBits:
+            return LowBits(
+                weight=codes(f"{name}.low_weight", LOW_BITS), zero_points=zeros(f"{name}.low_zero_points", LOW_BITS)
+            )
+
         return Matrix(
             scheme=scheme,
             out_features=n,
             in_features=k,
-            weight=self.slot(f"{name}.weight", "u8", n, blocks, block_bytes),
+            weight=codes(f"{name}.weight", bits),
             scales=self.slot(f"{name}.scales", self.float_dtype, n, blocks),
-            zero_points=self.slot(f"{name}.zero_points", "u8", n, zero_point_bytes) if has_zero_points else None,
+            zero_points=zeros(f"{name}.zero_points", bits) if has_zero_points else None,
             offsets=self.slot(f"{name}.offsets", self.float_dtype, n, g) if scheme.offset else None,
             scale_copies=scale_copies,
+            low=low() if scheme.bits == SPLIT_BITS else None,
         )
 
 
