@@ -1,6 +1,7 @@
 """A bundle out of a registry: the manifest, what is missing of its files, and a rename when all of it is proven."""
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,10 @@ from edgeforge.publish.index import variants_from
 from edgeforge.publish.manifests import Fetched, fetch_manifest
 from edgeforge.publish.outcome import Pulled
 from edgeforge.publish.registry import Registry
+from edgeforge.publish.together import GoOn, together
 from edgeforge.runtime.manifest import MANIFEST_NAME, Manifest, manifest_from_json
+
+FILES_AT_ONCE = 4
 
 Progress = Callable[[int, int], None]
 Check = Callable[[Path], None]
@@ -56,7 +60,7 @@ def pull(
     def fetch(layer: Layer, file: Path, received: Callable[[int], None]) -> int:
         return fetch_blob(registry, layer.blob, file, name=layer.path, received=received)
 
-    counts = land(destination, layers, fetch, check=check, progress=progress)
+    counts = land(destination, layers, fetch, check=check, progress=progress, at_once=FILES_AT_ONCE)
     return Pulled(
         digest=found.digest,
         target=target_name(manifest),
@@ -77,10 +81,21 @@ class Counts:
     reused: int = 0
 
 
-def land(destination: Path, layers: tuple[Layer, ...], fetch: Fetch, *, check: Check, progress: Progress) -> Counts:
-    """Fetch what is missing of the layers, put them together, prove the bundle, and rename it to `destination`."""
+def land(
+    destination: Path,
+    layers: tuple[Layer, ...],
+    fetch: Fetch,
+    *,
+    check: Check,
+    progress: Progress,
+    at_once: int = 1,
+) -> Counts:
+    """Fetch what is missing of the layers, put them together, prove the bundle, and rename it to `destination`.
+
+    `at_once`: how many threads may be in `fetch`.
+    """
     with arrival(destination) as room:
-        counts = _receive(fetch, room, layers, older_files(destination), progress)
+        counts = _receive(fetch, room, layers, older_files(destination), progress, at_once)
         bundle = assemble(room, layers)
         check(bundle)
         publish_directory(bundle, destination, replace=True)
@@ -123,29 +138,45 @@ def _manifest_json(registry: Registry, layers: tuple[Layer, ...]) -> object:
 
 
 def _receive(
-    fetch: Fetch, room: Arrival, layers: tuple[Layer, ...], older: Mapping[str, Path], progress: Progress
+    fetch: Fetch,
+    room: Arrival,
+    layers: tuple[Layer, ...],
+    older: Mapping[str, Path],
+    progress: Progress,
+    at_once: int,
 ) -> Counts:
-    """Every blob is in the room afterwards, the small ones first."""
+    """Every blob is in the room afterwards, the large ones begun first."""
     blobs = {layer.blob.sha256: layer for layer in layers}
     forget_others(room, blobs)
     check_room(room, layers, older)
     total, done = sum(layer.blob.size for layer in blobs.values()), 0
-    counts = Counts()
+    counts, alone = Counts(), threading.Lock()
 
-    def receive(count: int) -> None:
+    def tell(count: int) -> None:
         nonlocal done
-        counts.received += count
         done += count
         progress(min(done, total), total)
 
-    for sha256, layer in sorted(blobs.items(), key=lambda item: item[1].blob.size):
+    def obtain(layer: Layer, go_on: GoOn) -> None:
+        def receive(count: int) -> None:
+            go_on()
+            with alone:
+                counts.received += count
+                tell(count)
+
+        there = fetch(layer, room.blob(layer.blob.sha256), receive)
+        with alone:
+            counts.resumed += there
+            tell(there)
+
+    missing = []
+    for sha256, layer in blobs.items():
         file = room.blob(sha256)
         if sha256 in older and not file.exists() and reuse(older[sha256], file, sha256):
-            there = layer.blob.size
-            counts.reused += there
+            counts.reused += layer.blob.size
+            tell(layer.blob.size)
         else:
-            there = fetch(layer, file, receive)
-            counts.resumed += there
-        done += there
-        progress(min(done, total), total)
+            missing.append(layer)
+    missing.sort(key=lambda layer: layer.blob.size, reverse=True)
+    together(obtain, missing, at_once=at_once)
     return counts

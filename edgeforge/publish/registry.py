@@ -6,6 +6,7 @@ retry everything for minutes, know no Retry-After, and keep an expired token, so
 
 import email.utils
 import random
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Literal
@@ -47,7 +48,10 @@ class Busy(EdgeForgeError):
 
 
 class Registry:
-    """A connection to `reference`'s host. `attempts` counts how often a request is made before it is given up."""
+    """A connection to `reference`'s host. `attempts` counts how often a request is made before it is given up.
+
+    Several threads may ask at once.
+    """
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class Registry:
         self._session.auth = _as_it_is  # else requests puts an entry of ~/.netrc in the place of ours
         self._credentials = Credentials(self.host, session=_session(), plain_http=plain_http)
         self._authorization: dict[str, str] = {}
+        self._renewing = threading.Lock()
 
     def url(self, path: str) -> str:
         """`path` is under this repository: `blobs/sha256:...`."""
@@ -167,18 +172,24 @@ class Registry:
 
     def _authorized(self, method: Method, url: str, headers: Mapping[str, str], send: Send) -> requests.Response:
         """One request, and a second one with fresh credentials where the first is answered with 401."""
+        used = self._authorization
         response = self._follow(method, url, headers, send)
-        if response.status_code != 401 or not self._is_ours(url):
-            return response
-        headers_now = self._credentials.answer(response)
-        if headers_now is None:
-            status = self._credentials.refusal
-            if status in BUSY:  # the token server's trouble is no verdict on the credentials
-                response.status_code = status
-            return response
-        response.close()
-        self._authorization = headers_now
-        return self._follow(method, url, headers, send)
+        while response.status_code == 401 and self._is_ours(url):
+            with self._renewing:
+                if first := self._authorization is used:  # else another thread has just renewed it
+                    headers_now = self._credentials.answer(response)
+                    if headers_now is None:
+                        status = self._credentials.refusal
+                        if status in BUSY:  # the token server's trouble is no verdict on the credentials
+                            response.status_code = status
+                        return response
+                    self._authorization = headers_now
+                used = self._authorization
+            response.close()
+            response = self._follow(method, url, headers, send)
+            if first:
+                break
+        return response
 
     def _follow(self, method: Method, url: str, headers: Mapping[str, str], send: Send) -> requests.Response:
         """Redirects of GET and HEAD are followed here: never from HTTPS to HTTP, never with our credentials elsewhere.
