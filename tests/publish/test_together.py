@@ -1,5 +1,6 @@
 """Transfers beside each other: none is left out, an error ends them all soon, an interruption at once."""
 
+import os
 import signal
 import threading
 import time
@@ -57,7 +58,7 @@ def test_an_interruption_waits_for_nobody() -> None:
 
     def work(item: str, go_on: GoOn) -> None:
         if item == "interrupts":
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
             return
         ended.wait(30)  # as a server that does not answer
 
