@@ -11,6 +11,8 @@ The error of a ratio of sums is that of its residuals, values - r weights. Shape
 """
 
 import math
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ Values = NDArray[np.float64]
 
 DRAWS = 4_999  # leaves a bound's confidence uncertain by 0.3 points at 95 %
 BLOCK_ELEMENTS = 1 << 18  # items drawn at once
+FEW_ITEMS = 128
 
 
 def ratio_of_sums(values: Values, weights: Values) -> Estimate:
@@ -41,23 +44,45 @@ def bounds(values: Values, weights: Values, *, confidence: float, seed: int = 0)
     estimate = ratio_of_sums(values, weights)
     if estimate.standard_error == 0.0:
         return estimate.value, estimate.value
-    drawn = _studentized(values, weights, estimate, np.random.default_rng(seed))
+    drawn = _studentized(values, weights, estimate, seed)
     low, high = np.quantile(drawn, (1 - confidence, confidence))
     return estimate.value - float(high) * estimate.standard_error, estimate.value - float(low) * estimate.standard_error
 
 
-def _studentized(values: Values, weights: Values, estimate: Estimate, random: np.random.Generator) -> Values:
-    """t* [B]. A draw without spread (the same item every time) is measured in the sample's own standard error."""
+def _studentized(values: Values, weights: Values, estimate: Estimate, seed: int) -> Values:
+    """t* [B]. A draw without spread (the same item every time) is measured in the sample's own standard error.
+
+    How often each item was drawn, times a few sums, is all that a draw is: with e = values - r weights and d = r* - r,
+    sum(e - d w)^2 = sum e^2 - 2 d sum e w + d^2 sum w^2.
+    """
     n = len(values)
-    parts = []
+    e = values - estimate.value * weights
+    sums = np.stack([weights, e, e * e, e * weights, weights * weights], axis=1)  # [n, 5]
+    drawn = np.concatenate([counts @ sums for counts in _drawn(n, seed)])
+    total, over, square, cross, weight_square = drawn.T
+    shift = over / total
+    spread = np.maximum(square - 2 * shift * cross + shift * shift * weight_square, 0.0)
+    errors = np.sqrt(spread * (n / (n - 1))) / total
+    flat = errors <= 1e-6 * estimate.standard_error
+    t: Values = shift / np.where(flat, estimate.standard_error, errors)
+    return t
+
+
+def _drawn(n: int, seed: int) -> Iterable[Values]:
+    """Blocks [b, n] of DRAWS rows: how often each of n items came up."""
+    return _few_drawn(n, seed) if n <= FEW_ITEMS else _counts(n, seed)
+
+
+@lru_cache(maxsize=4)
+def _few_drawn(n: int, seed: int) -> tuple[Values, ...]:
+    """Of few items, kept for the next figure of as many."""
+    return tuple(_counts(n, seed))
+
+
+def _counts(n: int, seed: int) -> Iterator[Values]:
+    random = np.random.default_rng(seed)
     step = max(1, BLOCK_ELEMENTS // n)
     for start in range(0, DRAWS, step):
-        rows = random.integers(0, n, (min(step, DRAWS - start), n), dtype=np.int32)
-        v, w = values[rows], weights[rows]
-        totals = w.sum(axis=1)
-        ratios = v.sum(axis=1) / totals
-        residuals = v - ratios[:, None] * w
-        errors = np.sqrt(np.einsum("bn,bn->b", residuals, residuals) * (n / (n - 1))) / totals
-        flat = errors <= 1e-9 * estimate.standard_error
-        parts.append((ratios - estimate.value) / np.where(flat, estimate.standard_error, errors))
-    return np.concatenate(parts)
+        rows = min(step, DRAWS - start)
+        items = random.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+        yield np.bincount(items.reshape(-1), minlength=rows * n).reshape(rows, n).astype(np.float64)

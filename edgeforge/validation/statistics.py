@@ -15,6 +15,7 @@ Shape letters: S scored tokens, V vocabulary, n all scored tokens.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,6 +167,7 @@ def summarize(values: TokenValues) -> Summary:
     )
 
 
+@lru_cache(maxsize=512)
 def student_t_quantile(probability: float, degrees: int) -> float:
     """Where Student's t with a whole number of degrees of freedom reaches a probability in [0.5, 1).
 
