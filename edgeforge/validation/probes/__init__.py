@@ -21,6 +21,8 @@ from edgeforge.validation.probes.common import Found, Subject, Tell
 from edgeforge.validation.probes.json_answers import probe_json
 from edgeforge.validation.probes.languages import probe_languages
 from edgeforge.validation.probes.layers import probe_layers
+from edgeforge.validation.probes.needle import probe_needle
+from edgeforge.validation.probes.positions import probe_positions
 from edgeforge.validation.probes.repetition import probe_repetition
 from edgeforge.validation.probes.text_parity import probe_chat_template, probe_tokenizer
 
@@ -52,6 +54,10 @@ class Row:
 ROWS: Mapping[str, Row] = {
     "tokenizer": Row(title="Tokenizer", does="texts in many scripts become the original's ids", run=probe_tokenizer),
     "chat-template": Row(title="Chat template", does="chats become the original's prompts", run=probe_chat_template),
+    "positions": Row(
+        title="Positions", does="divergence by position, up to the end of the context", run=probe_positions
+    ),
+    "needle": Row(title="Needles", does="facts hidden in long inputs are found", run=probe_needle),
     "json": Row(title="JSON answers", does="answers that are asked for as JSON parse", run=probe_json),
     "repetition": Row(title="Repetition", does="greedy continuations do not go in circles", run=probe_repetition),
     "languages": Row(title="Languages", does="divergence in each language that Llama 3.1 names", run=probe_languages),

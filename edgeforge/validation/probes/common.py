@@ -8,6 +8,7 @@ from edgeforge.model.checkpoint import Checkpoint
 from edgeforge.runtime.model import Model
 from edgeforge.validation.findings import Language, Layer, PositionRange, ProbeFigure, ProbeVerdict
 from edgeforge.validation.gate import Limits
+from edgeforge.validation.paired import mcnemar
 
 Tell = Callable[[float], None]
 """Gets the share of a probe's work that is done, 0 .. 1."""
@@ -44,6 +45,30 @@ class Found:
     languages: tuple[Language, ...] = ()
     positions: tuple[PositionRange, ...] = ()
     layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """Whether each item was right, for both models."""
+
+    reference: tuple[bool, ...]
+    candidate: tuple[bool, ...]
+
+    @property
+    def lost(self) -> int:
+        return sum(a and not b for a, b in zip(self.reference, self.candidate, strict=True))
+
+    @property
+    def gained(self) -> int:
+        return sum(b and not a for a, b in zip(self.reference, self.candidate, strict=True))
+
+    @property
+    def p_value(self) -> float:
+        return mcnemar(self.lost, self.gained)
+
+    @property
+    def surely_worse(self) -> bool:
+        return self.lost > self.gained and self.p_value < SIGNIFICANCE
 
 
 def skipped(reason: str) -> Found:

@@ -5,12 +5,10 @@ prompts go to both models, and McNemar's exact test says whether the bundle lost
 """
 
 import json
-from dataclasses import dataclass
 
 from edgeforge.validation.findings import ProbeFigure
-from edgeforge.validation.paired import mcnemar
 from edgeforge.validation.probes.asking import answer
-from edgeforge.validation.probes.common import SIGNIFICANCE, Found, Subject, Tell, share, skipped
+from edgeforge.validation.probes.common import Found, Pairs, Subject, Tell, share, skipped
 
 MOST_TOKENS = 96
 ROOM = 160  # tokens that a prompt and its answer take at most
@@ -33,30 +31,6 @@ PROMPTS = (
     "Write a JSON object for a user with the keys id, name and roles, where roles is an array of strings.",
     "What is 12 times 12? Answer as a JSON object with the key result.",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pairs:
-    """Whether each item was right, for both models."""
-
-    reference: tuple[bool, ...]
-    candidate: tuple[bool, ...]
-
-    @property
-    def lost(self) -> int:
-        return sum(a and not b for a, b in zip(self.reference, self.candidate, strict=True))
-
-    @property
-    def gained(self) -> int:
-        return sum(b and not a for a, b in zip(self.reference, self.candidate, strict=True))
-
-    @property
-    def p_value(self) -> float:
-        return mcnemar(self.lost, self.gained)
-
-    @property
-    def surely_worse(self) -> bool:
-        return self.lost > self.gained and self.p_value < SIGNIFICANCE
 
 
 def probe_json(subject: Subject, tell: Tell) -> Found:
