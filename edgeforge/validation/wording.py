@@ -285,6 +285,8 @@ def times(greater: float, lesser: float, word: str, opposite: str) -> str:
     """`2.74 times smaller`; the other way round, `1.10 times larger`; a dash where one is nothing."""
     if greater <= 0 or lesser <= 0:
         return "\N{EN DASH}"
+    if 0.995 < greater / lesser < 1.005:
+        return "the same"
     ratio, word = (greater / lesser, word) if greater >= lesser else (lesser / greater, opposite)
     return f"{ratio:.2f} times {word}"
 

@@ -1,15 +1,13 @@
 """The report as one self-contained HTML page: no script, no network, light and dark, readable on a phone."""
 
-from functools import cache
-from typing import TYPE_CHECKING
-
 from edgeforge.validation import wording
 from edgeforge.validation.page import charts
+from edgeforge.validation.page.comparison import render_comparison_page
+from edgeforge.validation.page.environment import environment
 from edgeforge.validation.page.tasks import forests
 from edgeforge.validation.report import ValidationReport
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
+__all__ = ["render_comparison_page", "render_page"]
 
 PROTOCOLS = {
     "llama.cpp": "the second half of each scored, as llama.cpp's perplexity does",
@@ -53,18 +51,3 @@ def sections(report: ValidationReport) -> tuple[tuple[str, str], ...]:
         ("again", "How to reproduce it", True),
     )
     return tuple((anchor, title) for anchor, title, there in every if there)
-
-
-@cache
-def environment() -> "Environment":
-    """Where the templates are and what they may call; everything they print is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    made = Environment(
-        loader=PackageLoader("edgeforge.validation.page", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    made.globals["words"] = wording
-    return made

@@ -27,15 +27,15 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u207
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A row of a forest plot: the figure, its two-sided interval, the bounds that decide, and the limit."""
+    """A row of a forest plot: the figure and its two-sided interval; where it is judged, its bounds and the limit."""
 
     label: str
     more: str
     value: float
     value_text: str
     interval: tuple[float, float]
-    bounds: tuple[float, float]
-    limit: float
+    bounds: tuple[float, float] | None
+    limit: float | None
     verdict: str
     verdict_text: str
 
@@ -76,7 +76,11 @@ def _decades(edges: tuple[float, ...]) -> tuple[Label, ...]:
 
 def forest(name: str, title: str, rows: Sequence[Estimate], *, neutral: float, unit: str) -> Chart:
     """A dot and its interval per row against the row's limit; `neutral` is where nothing changed."""
-    reach = [neutral, *(value for row in rows for value in (*row.interval, *row.bounds, row.limit, row.value))]
+    reach: list[float] = [
+        neutral,
+        *(value for row in rows for value in (row.value, *row.interval, *(row.bounds or ()))),
+    ]
+    reach += [row.limit for row in rows if row.limit is not None]
     spread = max(max(reach) - min(reach), 1e-9)
     low, high = min(reach) - 0.06 * spread, max(reach) + 0.06 * spread
 
@@ -88,12 +92,12 @@ def forest(name: str, title: str, rows: Sequence[Estimate], *, neutral: float, u
     for index, row in enumerate(rows):
         top = ROW * index
         y = top + 33
-        lines += [
-            Line(x1=place(neutral), y1=y - 11, x2=place(neutral), y2=y + 11, style="neutral"),
-            Line(x1=place(row.limit), y1=y - 11, x2=place(row.limit), y2=y + 11, style="limit"),
-            Line(x1=place(row.interval[0]), y1=y, x2=place(row.interval[1]), y2=y, style="thin"),
-            Line(x1=place(row.bounds[0]), y1=y, x2=place(row.bounds[1]), y2=y, style="thick"),
-        ]
+        lines.append(Line(x1=place(neutral), y1=y - 11, x2=place(neutral), y2=y + 11, style="neutral"))
+        if row.limit is not None:
+            lines.append(Line(x1=place(row.limit), y1=y - 11, x2=place(row.limit), y2=y + 11, style="limit"))
+        lines.append(Line(x1=place(row.interval[0]), y1=y, x2=place(row.interval[1]), y2=y, style="thin"))
+        if row.bounds is not None:
+            lines.append(Line(x1=place(row.bounds[0]), y1=y, x2=place(row.bounds[1]), y2=y, style="thick"))
         tip = f"{row.label}: {row.value_text}, {row.verdict_text}"
         dots.append(Dot(x=place(row.value), y=y, style=row.verdict, tip=tip))
         labels += [
@@ -102,11 +106,11 @@ def forest(name: str, title: str, rows: Sequence[Estimate], *, neutral: float, u
         ]
     lines.append(Line(x1=0, y1=base, x2=100, y2=base, style="axis"))
     labels += [tick_label(place(tick), base, f"{tick:g}".replace("-", "\u2212")) for tick in steps(low, high, 7)]
-    told = "; ".join(f"{row.label} {row.value_text}, {row.verdict_text}" for row in rows)
+    sentence = "; ".join(f"{row.label} {row.value_text}, {row.verdict_text}" for row in rows)
     return Chart(
         name=name,
         title=title,
-        description=f"In {unit}: {told}.",
+        description=f"In {unit}: {sentence}.",
         height=base + AXIS,
         lines=tuple(lines),
         dots=tuple(dots),
