@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UnusableBundle
-from .generate import FinishReason, GenerationOptions, generate, shared_prefix
+from .generate import FinishReason, GenerationOptions, generate
 from .graph import Graph, open_graph
 from .growing import GrowingCacheDecoder
 from .manifest import ModelRecord
 from .requirements import Device
-from .session import Decoder, Scorer, SharedCacheDecoder
+from .session import Decoder, Scorer, SharedCacheDecoder, shared_prefix
 
 
 class Engine(Protocol):
@@ -41,8 +41,10 @@ class Engine(Protocol):
         """New ids, as `generate.generate` yields them."""
         ...
 
-    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """float32 [T, V]: row t holds the logits for token t + 1. UnusableBundle where the engine gives none."""
+    def score(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """float32 [T - first, V]: row t holds the logits for token first + t + 1. UnusableBundle where the engine gives
+        none.
+        """
         ...
 
 
@@ -83,12 +85,12 @@ class OnnxEngine:
         self.reused_tokens = shared_prefix(decoder.cached_ids, prompt)
         return generate(decoder, prompt, options, vocab_size=self._model.vocab_size, cancel=cancel)
 
-    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    def score(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         with self._opening:
             if self._scorer is None:
                 open_scorer = Scorer if self._model.backend == "onnx" else GrowingCacheDecoder
                 self._scorer = open_scorer(self._open_graph(self._model.scoring_graph), self._model, self.device)
-            return self._scorer.score(ids)
+            return self._scorer.score(ids, first)
 
     def _open_graph(self, path: str | None) -> Graph:
         if path is None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .errors import UnusableBundle
 from .sampling import Sampler, Sampling
-from .session import Decoder
+from .session import Decoder, shared_prefix
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -56,11 +56,3 @@ def generate(
         yield token
         pending = (token,)
     return "length"
-
-
-def shared_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
-    """How many of the prompt's first tokens the cache holds; never the last one, whose logits must be computed."""
-    for position, (have, want) in enumerate(zip(cached, prompt[:-1], strict=False)):
-        if have != want:
-            return position
-    return min(len(cached), len(prompt) - 1)

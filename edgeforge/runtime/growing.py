@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .graph import DTYPES, Binding, Graph, Value, run
 from .manifest import ModelRecord
 from .requirements import Device, import_package
-from .session import PREFILL_CHUNK, cache_arguments, check_room
+from .session import PREFILL_CHUNK, cache_arguments, check_room, shared_prefix
 
 
 class GrowingCacheDecoder:
@@ -49,11 +49,13 @@ class GrowingCacheDecoder:
         del self._ids[length:]
         self._past = [self._value(np.ascontiguousarray(past.numpy()[:, :, :length])) for past in self._past]
 
-    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """float32 [T, V], from an empty cache; at most context_length ids."""
+    def score(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """float32 [T - first, V], as `session.Scorer.score` gives them; at most context_length ids."""
         check_room(len(ids), self.context_length)
-        self.rewind(0)
-        return self._run(ids)
+        self.rewind(min(shared_prefix(self._ids, ids), first))
+        for start in range(len(self._ids), first, PREFILL_CHUNK):
+            self._run(ids[start : min(start + PREFILL_CHUNK, first)])
+        return self._run(ids[first:])
 
     def _run(self, ids: Sequence[int]) -> NDArray[np.float32]:
         past = len(self._ids)

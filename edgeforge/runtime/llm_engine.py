@@ -104,7 +104,7 @@ class LlmEngine:
                     return step.reason
         return "cancelled"
 
-    def score(self, ids: Sequence[int]) -> "NDArray[np.float32]":
+    def score(self, ids: Sequence[int], first: int = 0) -> "NDArray[np.float32]":
         raise UnusableBundle(
             f"{self._program.title} gives new tokens, and no logits of a text's own",
             hint="`edgeforge validate` reads the weights of such a bundle itself",

@@ -133,12 +133,15 @@ class Model:
         ids = self._checked(self.encode(prompt) if isinstance(prompt, str) else list(prompt))
         return self._stream(ids, options, stop, cancel)
 
-    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits float32 [T, V] for T ids: row t is what the model expects after ids[: t + 1].
+    def score(self, ids: Sequence[int], *, first: int = 0) -> NDArray[np.float32]:
+        """Logits float32 [T - first, V] for T ids: row t is what the model expects after ids[: first + t + 1].
 
-        UnusableBundle where the bundle's engine gives none.
+        What precedes `first` is computed only where it differs from the last call's ids. UnusableBundle where the
+        bundle's engine gives no logits, or `first` leaves no row.
         """
-        return self._engine.score(self._checked(list(ids)))
+        if not 0 <= first < max(len(ids), 1):
+            raise UnusableBundle(f"there is no row {first} among the logits of {len(ids)} tokens")
+        return self._engine.score(self._checked(list(ids)), first)
 
     def _stream(
         self, ids: list[int], options: GenerationOptions, stop: Sequence[str], cancel: threading.Event | None

@@ -74,26 +74,40 @@ class SharedCacheDecoder:
 
 
 class Scorer:
-    """Logits of every token, for measuring: each call starts from an empty cache."""
+    """Logits of every token, for measuring. The cache stays between calls, for those that need not all rows."""
 
     def __init__(self, graph: Graph, model: ModelRecord, device: Device) -> None:
         self._graph = graph
         self._model = model
         self._device = device
         self._positions = 0
+        self._ids: list[int] = []
 
-    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """float32 [T, V]: row t holds the logits for token t + 1. At most context_length ids."""
+    def score(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """float32 [T - first, V]: row t holds the logits for token first + t + 1. At most context_length ids.
+
+        Of the tokens before `first`, those that the last call began with, too, are not computed again.
+        """
         check_room(len(ids), self._model.context_length)
         if len(ids) > self._positions:
-            self._grow(len(ids))
-        self._inputs.bind(ids, past=0)
+            self._grow(min(max(len(ids), 2 * self._positions), self._model.context_length))
+        known = min(shared_prefix(self._ids, ids), first)
+        del self._ids[known:]
+        for start in range(known, first, PREFILL_CHUNK):
+            self._run(ids[start : min(start + PREFILL_CHUNK, first)])
+        return np.asarray(self._run(ids[first:]), np.float32)
+
+    def _run(self, ids: Sequence[int]) -> NDArray[np.generic]:
+        self._inputs.bind(ids, past=len(self._ids))
         logits = np.empty((1, len(ids), self._model.vocab_size), DTYPES[output(self._graph, "logits").type])
         bind_array_output(self._binding, "logits", logits)
         run(self._graph, self._binding)
-        return np.asarray(logits[0], np.float32)
+        self._ids.extend(ids)
+        rows: NDArray[np.generic] = logits[0]
+        return rows
 
     def _grow(self, positions: int) -> None:
+        self._ids.clear()
         self._binding = self._graph.io_binding()
         self._cache = CacheBuffers(self._graph, self._model, self._device, positions=positions)
         self._cache.bind(self._binding)
@@ -179,3 +193,11 @@ def check_room(tokens: int, context_length: int) -> None:
         )
     if tokens < 1:
         raise UnusableBundle("there are no tokens to run the model on", hint="give it a text that is not empty")
+
+
+def shared_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
+    """How many of the prompt's first tokens the cache holds; never the last one, whose logits must be computed."""
+    for position, (have, want) in enumerate(zip(cached, prompt[:-1], strict=False)):
+        if have != want:
+            return position
+    return min(len(cached), len(prompt) - 1)
