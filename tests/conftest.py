@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
     return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def without_edgeforge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a virtual environment that has all of ours but EdgeForge itself, and pip to install that."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")  # the .pth files in there are not read
+    return folder / "bin"

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -57,17 +56,12 @@ def test_the_same_tree_is_the_same_wheel_and_source_archive(wheel: Path, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pip put `edgeforge`: a virtual environment that takes everything else from ours."""
-    folder = tmp_path_factory.mktemp("installed")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    site = next(folder.glob("lib/python*/site-packages"))
-    (site / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    # Ours is there too, so that pip has to be told to install it all the same.
-    command = [folder / "bin/python", "-m", "pip", "install", "--no-index", "--no-deps", "--ignore-installed", wheel]
-    subprocess.run(command, check=True, capture_output=True)
-    assert (site / "edgeforge" / "_data" / "targets" / "cpu.toml").is_file()
-    return folder / "bin"
+def installed(wheel: Path, without_edgeforge: Path) -> Path:
+    """Where pip put `edgeforge`."""
+    # pip sees ours, too.
+    command = [without_edgeforge / "python", "-m", "pip", "install", "--no-index", "--no-deps", "--ignore-installed"]
+    subprocess.run([*command, wheel], check=True, capture_output=True)
+    return without_edgeforge
 
 
 def in_shell(installed: Path, script: str, cwd: Path) -> str:

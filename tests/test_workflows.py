@@ -1,15 +1,17 @@
 """The CI workflows do what they say: linted, run step by step on a tiny model, and a failed gate publishes nothing."""
 
 import json
+import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
-from workflows import Outcome, Service, load, make_workspace, run_github, signing_key
+from workflows import Outcome, Service, load, make_workspace, run_github, run_script, signing_key
 
 from edgeforge.bundle.signature import PublicKey, verify_signature
 from edgeforge.runtime import verify
@@ -89,12 +91,21 @@ def key(tmp_path: Path) -> tuple[str, Path]:
     return signing_key(tmp_path)
 
 
-def run(workspace: Path, scratch: Path, key: str, targets: list[str], *, ref: str = "refs/tags/v1") -> Outcome:
+def run(
+    workspace: Path,
+    scratch: Path,
+    key: str,
+    targets: list[str],
+    *,
+    edgeforge: str = "edgeforge",
+    environment: Mapping[str, str] | None = None,
+) -> Outcome:
+    """On a tag. EdgeForge is installed where `environment` says how pip finds it."""
     contexts = {
         "inputs.model": "./model",
-        "inputs.edgeforge": "edgeforge",
+        "inputs.edgeforge": edgeforge,
         "inputs.publish-to": (scratch / "published").as_uri(),
-        "github.ref": ref,
+        "github.ref": "refs/tags/v1",
         "github.ref_name": "v1",
         "github.actor": "me",
         "github.token": "t",
@@ -104,15 +115,23 @@ def run(workspace: Path, scratch: Path, key: str, targets: list[str], *, ref: st
         "secrets.REGISTRY_PASSWORD": "",
     }
     scratch.mkdir()
-    service = Service(scratch=scratch, workspace=workspace)
+    installs = environment is not None
+    service = Service(scratch=scratch, workspace=workspace, environment=environment or {}, installs=installs)
     return run_github(ROOT / "ci" / "github" / "bundles.yml", service, contexts, targets)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # several builds
-def test_a_tag_builds_signs_and_publishes_every_target(workspace: Path, tmp_path: Path, key: tuple[str, Path]) -> None:
-    scratch = tmp_path / "scratch"
-    outcome = run(workspace, scratch, key[0], ["first.toml", "second.toml"])
+def test_a_tag_builds_signs_and_publishes_every_target(
+    workspace: Path, tmp_path: Path, key: tuple[str, Path], wheel: Path, without_edgeforge: Path
+) -> None:
+    """With the wheel, which every job installs."""
+    scratch, folder = tmp_path / "scratch", without_edgeforge
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": ""}
+    environment |= {f"PIP_{option}": "1" for option in ("NO_INDEX", "NO_DEPS", "IGNORE_INSTALLED")}
+    targets = ["first.toml", "second.toml"]
+    outcome = run(workspace, scratch, key[0], targets, edgeforge=str(wheel), environment=environment)
+    assert "Successfully installed edgeforge" in outcome.said["publish: Install"], outcome.said
     assert outcome.done == {"build", "publish"}, outcome.said
     assert sorted(path.name for path in (scratch / "published").iterdir()) == ["v1-first", "v1-second"]
     for bundle in (scratch / "published").iterdir():
@@ -142,6 +161,25 @@ def test_a_gate_failure_stops_the_publication(workspace: Path, tmp_path: Path, k
     assert "FAILED" in (scratch / "build-strict-toml.GITHUB_STEP_SUMMARY").read_text()
     kept = {path.name for path in (scratch / "artifacts").iterdir()}
     assert kept == {"bundle-first", "reports-first", "reports-strict"}
+
+
+def test_the_job_logs_in_to_the_registrys_host(tmp_path: Path) -> None:
+    """Docker is not here: what it is given is."""
+    (step,) = [
+        step
+        for step in load(ROOT / "ci" / "github" / "bundles.yml")["jobs"]["publish"]["steps"]
+        if step.get("name") == "Log in"
+    ]
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\n(echo "$@"; cat) > {tmp_path / "told"}\n')
+    docker.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "REGISTRY_USER": "me", "REGISTRY_PASSWORD": "a b$c"}
+    done = run_script(step["run"], tmp_path, {**environment, "REFERENCE": "oci://ghcr.io/org/model"})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "told").read_text() == "login ghcr.io --username me --password-stdin\na b$c"
+    (tmp_path / "told").unlink()
+    assert run_script(step["run"], tmp_path, {**environment, "REFERENCE": "hf://org/model"}).returncode == 0
+    assert not (tmp_path / "told").exists()
 
 
 @pytest.mark.parametrize("path", GITHUB, ids=lambda path: path.name)
