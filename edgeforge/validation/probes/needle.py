@@ -27,7 +27,6 @@ from edgeforge.validation.probes.common import (
 )
 from edgeforge.validation.probes.positions import MOST_POSITIONS
 from edgeforge.validation.probes.prose import paragraphs
-from edgeforge.validation.probes.reader import Reader, open_reader, pieces
 
 RESERVE = 64  # tokens for a question and its answer
 DEPTHS = 8
@@ -71,11 +70,8 @@ def probe_needle(subject: Subject, tell: Tell) -> Found:
         for length in lengths_of(context - RESERVE)
         for needle in asked(needles, length)
     ]
-    # One after the other, so that one reader's weights and cache are in memory at a time.
-    reference = answer(open_reader(subject.reference, positions=context), ids, questions, lambda done: tell(done / 2))
-    candidate = answer(
-        open_reader(subject.candidate, positions=context), ids, questions, lambda done: tell((1 + done) / 2)
-    )
+    reference = answer(subject.reference, ids, questions, lambda done: tell(done / 2))
+    candidate = answer(subject.candidate, ids, questions, lambda done: tell((1 + done) / 2))
     return judge_needles([question.length for question in questions], Pairs(reference=reference, candidate=candidate))
 
 
@@ -158,23 +154,22 @@ def ask(model: Model, needles: Sequence[Needle], needle: Needle, length: int) ->
     return Question(length=length, prefix=spelled[0][:shared], answers=tuple(each[shared:] for each in spelled))
 
 
-def answer(reader: Reader, ids: Sequence[int], questions: Sequence[Question], tell: Tell) -> tuple[bool, ...]:
-    """Whether the right answer is the likeliest of each question's; questions come by length."""
-    read, right = 0, []
-    for question in questions:
-        for start, stop in pieces(read, question.length):
-            reader.read(ids[start:stop])
-        read = max(read, question.length)
-        likelihoods = []
-        last = reader.read(question.prefix)[-1:]
-        for choice in question.answers:
-            logits = np.concatenate([last, reader.read(choice[:-1])]) if len(choice) > 1 else last
-            likelihoods.append(log_likelihood(logits, choice))
-            reader.rewind(question.length + len(question.prefix))
-        reader.rewind(question.length)
-        right.append(likelihoods[0] > max(likelihoods[1:]))
+def answer(model: Model, ids: Sequence[int], questions: Sequence[Question], tell: Tell) -> tuple[bool, ...]:
+    """Whether the right answer is the likeliest of each question's.
+
+    The latest questions come first: a model keeps what it read last, so that the text is read once.
+    """
+    right: dict[int, bool] = {}
+    for row in sorted(range(len(questions)), key=lambda row: -questions[row].length):
+        question = questions[row]
+        before = [*ids[: question.length], *question.prefix]
+        likelihoods = [
+            log_likelihood(model.score([*before, *choice[:-1]], first=len(before) - 1), choice)
+            for choice in question.answers
+        ]
+        right[row] = likelihoods[0] > max(likelihoods[1:])
         tell(len(right) / len(questions))
-    return tuple(right)
+    return tuple(right[row] for row in range(len(questions)))
 
 
 def log_likelihood(logits: NDArray[np.float32], ids: Sequence[int]) -> float:

@@ -8,19 +8,17 @@ spread evenly. The last tokens before the context's end are a range of their own
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
-
+from edgeforge.runtime.model import Model
 from edgeforge.validation.findings import PositionRange, ProbeFigure
 from edgeforge.validation.probes.common import FEWEST_POSITIONS, Found, Subject, Tell, skipped
 from edgeforge.validation.probes.prose import long_ids
-from edgeforge.validation.probes.reader import Reader, open_reader, pieces
-from edgeforge.validation.probes.scoring import ITEM_TOKENS, compare_answers, judge_tokens, worst_of
+from edgeforge.validation.probes.scoring import compare_answers, judge_tokens, worst_of
 from edgeforge.validation.statistics import TokenValues, join, summarize
 
 MOST_POSITIONS = 32_768  # of longer contexts the beginning is read; a processor takes minutes for it
 FIRST_RANGE = 512
 LAST_RANGE = 512
-RUNS = 32  # of ITEM_TOKENS each, per range
+RUNS, RUN_TOKENS = 8, 64  # scored of each range
 
 Range = tuple[int, int]
 
@@ -32,13 +30,7 @@ def probe_positions(subject: Subject, tell: Tell) -> Found:
         return skipped(f"A context of {length} tokens has no long inputs: {FEWEST_POSITIONS:,} are needed.")
     tokenizer = subject.reference
     ids = long_ids(lambda text: tokenizer.encode(text, add_special_tokens=False), tokenizer.encode(""), length)
-    values = read_ranges(
-        open_reader(subject.reference, positions=length),
-        open_reader(subject.candidate, positions=length),
-        ids,
-        ranges_of(length),
-        tell,
-    )
+    values = read_ranges(subject.reference, subject.candidate, ids, ranges_of(length), tell)
     rows = tuple(position_row(each, part) for each, part in values)
     checks = [
         judge_tokens(f"tokens {each[0]:,} to {each[1]:,}", part, subject.limits, tests=len(values))
@@ -69,31 +61,31 @@ def ranges_of(length: int) -> list[Range]:
 
 
 def read_ranges(
-    reference: Reader, candidate: Reader, ids: Sequence[int], ranges: Sequence[Range], tell: Tell
+    reference: Model, candidate: Model, ids: Sequence[int], ranges: Sequence[Range], tell: Tell
 ) -> list[tuple[Range, TokenValues]]:
-    """Both read all of `ids`; the values of each range's scored tokens, in order."""
-    scored = np.zeros(len(ids), bool)
-    for start, stop in ranges:
-        scored[spread(max(1, start), stop)] = True  # nothing comes before token 0 that could expect it
-    parts: dict[Range, list[TokenValues]] = {each: [] for each in ranges}
-    for start, stop in pieces(0, len(ids) - 1):
-        answers = [reader.read(ids[start:stop]) for reader in (reference, candidate)]
-        for each in ranges:
-            rows = [row for row in range(start, stop) if scored[row + 1] and each[0] <= row + 1 < each[1]]
-            if rows:
-                ours, theirs = (answer[np.array(rows) - start] for answer in reversed(answers))
-                parts[each].append(compare_answers(theirs, ours, [ids[row + 1] for row in rows]))
-        tell(stop / (len(ids) - 1))
-    return [(each, join(parts[each])) for each in ranges]
+    """The values of each range's scored tokens, in order; both models read all of `ids` before the last.
+
+    From the end to the beginning: a model keeps what it read last, so that everything is read once, by the first call,
+    and afterwards only runs are.
+    """
+    found: list[tuple[Range, TokenValues]] = []
+    for each in reversed(ranges):
+        parts = []
+        for start, stop in reversed(runs_of(max(1, each[0]), each[1])):  # nothing comes before token 0
+            theirs, ours = (model.score(ids[: stop - 1], first=start - 1) for model in (reference, candidate))
+            parts.append(compare_answers(theirs, ours, ids[start:stop]))
+        found.append((each, join(parts[::-1])))
+        tell(1 - each[0] / len(ids))
+    return found[::-1]
 
 
-def spread(start: int, stop: int) -> list[int]:
-    """The tokens of RUNS runs of ITEM_TOKENS, evenly over [start, stop); all of them where there are no more."""
-    if stop - start <= RUNS * ITEM_TOKENS:
-        return list(range(start, stop))
+def runs_of(start: int, stop: int) -> list[Range]:
+    """RUNS runs of RUN_TOKENS, evenly over [start, stop); all of it where there is no more."""
+    if stop - start <= RUNS * RUN_TOKENS:
+        return [(place, min(place + RUN_TOKENS, stop)) for place in range(start, stop, RUN_TOKENS)]
     step = (stop - start) / RUNS
     firsts = [start + int(step * run) for run in range(RUNS)]
-    return [token for first in firsts for token in range(first, first + ITEM_TOKENS)]
+    return [(first, first + RUN_TOKENS) for first in firsts]
 
 
 def position_row(each: Range, values: TokenValues) -> PositionRange:
