@@ -1,6 +1,7 @@
 """Other people's programs read what was pushed: skopeo, and the pull of the ORAS project's Python client.
 
-There is no package of the `oras` command line for Debian, PyPI or npm. EdgeForge itself uses ORAS's client for nothing
+There is no package of the `oras` command line for Debian, PyPI or npm (a program over Debian's oras-go 1.1, its library,
+read the demo once). EdgeForge itself uses ORAS's client for nothing
 but the Docker configuration, so that its pull is somebody else's code.
 """
 
