@@ -144,7 +144,7 @@ def change_of(pair: FigurePair) -> str:
 
 def _interval(pair: FigurePair, interval: Interval | None) -> str:
     if interval is None:
-        return DASH
+        return ""
     if pair.comparison == "ratio":
         return f"{interval.low:.4f} to {interval.high:.4f}"
     digits, factor = (1, 100.0) if is_share(pair) else (5, 1.0)

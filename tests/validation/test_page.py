@@ -140,7 +140,7 @@ def test_every_chart_is_told_in_words_and_its_figures_stand_in_a_table(rich: Val
     for row in rich.findings.positions:
         assert f"<td>{row.mean_kl_divergence:.5f}</td>" in page
     for layer in rich.findings.layers:
-        assert f"<td>{layer.relative_error:.4g}</td>" in page
+        assert f"<td>{layer.relative_error:#.4g}</td>" in page
     for language in rich.findings.languages:
         assert f"<td>{language.mean_kl_divergence:.5f}</td>" in page
 

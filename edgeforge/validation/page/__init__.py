@@ -48,6 +48,6 @@ def sections(report: ValidationReport) -> tuple[tuple[str, str], ...]:
         ("flips", "Answers that changed", any(task.flips for task in found.tasks)),
         ("cost", "Size and speed", found.size_and_speed is not None),
         ("chunks", "Chunk by chunk", True),
-        ("again", "How to reproduce it", True),
+        ("again", "What was compared", True),
     )
     return tuple((anchor, title) for anchor, title, there in every if there)
