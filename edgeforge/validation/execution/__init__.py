@@ -1,7 +1,7 @@
 """Programs that a model wrote, run contained: HumanEval scores them by whether they pass their tests.
 
     supervisor.py   one warden per program, workers, progress
-    isolation.py    which layers this system allows, in plain phrases
+    layers.py       which layers this system allows, in plain phrases
     places.py       the files that an interpreter needs
     warden/         the process that contains one program (its own docstring has the design)
     code_eval.py    pass@k over this, in the shape of Hugging Face's metric
@@ -11,7 +11,7 @@ its own tests, so a determined one can pretend to pass them (compare equal to ev
 early and printing a marker, count as failures.
 """
 
-from edgeforge.validation.execution.isolation import isolation
+from edgeforge.validation.execution.layers import isolation
 from edgeforge.validation.execution.outcome import DEFAULT, STATUSES, Limits, Outcome, Status
 from edgeforge.validation.execution.supervisor import run_program, run_programs
 

@@ -1,9 +1,11 @@
 """Starts one warden and reads its answer."""
 
 import os
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from edgeforge.validation.execution.places import interpreter
 
 # Over the program's own seconds: the warden's start, its set-up, and the end of the tree.
 GRACE_SECONDS = 45.0
+END_SECONDS = 15.0
 # The package `warden` under its own name, so that nothing else of ours is imported.
 START = (
     "import sys, types; package = types.ModuleType('warden'); package.__path__ = [sys.argv.pop(1)]; "
@@ -33,10 +36,9 @@ def launch(source: str, limits: Limits, layers: Collection[str], *, exact: bool)
 
     The calling thread must live until this returns: the kernel ends the warden with the thread that started it.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeforge-program-", ignore_cleanup_errors=True) as folder:
-        command = _command(os.path.realpath(folder), limits, layers, exact=exact)
+    with _folder() as folder:
         warden = subprocess.Popen(
-            command,
+            _command(folder, limits, layers, exact=exact),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -46,12 +48,35 @@ def launch(source: str, limits: Limits, layers: Collection[str], *, exact: bool)
         )
         with warden:
             try:
-                output, _ = warden.communicate(source.encode(errors="replace"), timeout=limits.seconds + GRACE_SECONDS)
+                wait = limits.seconds + GRACE_SECONDS
+                output, _ = warden.communicate(source.encode(errors="replace"), timeout=wait)
             except subprocess.TimeoutExpired:
                 return Answer(outcome=Outcome(status="timed out", detail="its warden did not answer"), layers=())
             finally:
-                warden.kill()
+                _end(warden)
     return _read(output)
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """An empty folder: the private root is mounted over it, or the program works in it where there is none."""
+    folder = os.path.realpath(tempfile.mkdtemp(prefix="edgeforge-program-"))
+    try:
+        yield folder
+    finally:
+        # TemporaryDirectory's clean-up followed a program's symbolic links (CVE-2023-6597).
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(warden: "subprocess.Popen[bytes]") -> None:
+    """Asks it to end its tree first: without a PID namespace nobody else can."""
+    if warden.poll() is not None:
+        return
+    warden.terminate()
+    try:
+        warden.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        warden.kill()
 
 
 def _command(folder: str, limits: Limits, layers: Collection[str], *, exact: bool) -> list[str]:

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from edgeforge.validation.execution.isolation import layers_here
 from edgeforge.validation.execution.launch import launch
+from edgeforge.validation.execution.layers import layers_here
 from edgeforge.validation.execution.outcome import DEFAULT, Limits, Outcome
 
 # A kernel that is short of namespaces for a moment is asked again.

@@ -32,6 +32,7 @@ def start(request: Request, layers: Layers, user: int, ends: Mapping[str, int]) 
 
 
 def _keep(request: Request, layers: Layers, user: int, ends: Mapping[str, int]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     code = _inside()
     _first_to_be_killed()
@@ -48,8 +49,8 @@ def _keep(request: Request, layers: Layers, user: int, ends: Mapping[str, int]) 
     while True:
         pid, status, usage = os.wait4(-1, 0)
         if pid == child:
-            code = os.waitstatus_to_exitcode(status)
-            os.write(ends["exit"], f"{code} {usage.ru_utime + usage.ru_stime:.3f}".encode())
+            ended = os.waitstatus_to_exitcode(status)
+            os.write(ends["exit"], f"{ended} {usage.ru_utime + usage.ru_stime:.3f}".encode())
             os._exit(0)
 
 

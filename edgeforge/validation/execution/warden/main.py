@@ -22,11 +22,12 @@ CHUNK = 1 << 16
 
 def main() -> None:
     request = Request(sys.argv[1:])
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(request.owner):
-        return
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(request.owner):
+        return
     source = sys.stdin.buffer.read()
     layers = Layers(request)
     try:
@@ -36,6 +37,12 @@ def main() -> None:
     if not tree.end():
         status, detail = "refused", "a process of the program could not be ended"
     sys.stdout.write(f"{status}\n{clean(detail)}\n{','.join(names)}\n")
+
+
+def stop(number: int, frame: object) -> None:
+    """Nobody waits for the answer any more: ends the tree and this process."""
+    tree.end()
+    os._exit(1)
 
 
 def clean(text: str) -> str:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import resource
+import signal
 from collections.abc import Mapping
 
 from . import linux, root, seccomp
@@ -25,6 +26,7 @@ def start(request: Request, layers: Layers, user: int, ends: Mapping[str, int], 
         work = os.getcwd()
         _limit(request, layers)
         _drop_user(layers, user)
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # forgotten with every change of user, hence here
         layers.restrict_files(request.sources, list(root.DEVICES), work)
         own = None if "pid" in layers else os.getpid()
         layers.put("seccomp", lambda: seccomp.install(own))
@@ -48,10 +50,11 @@ def _connect(ends: Mapping[str, int]) -> int:
 
 
 def _limit(request: Request, layers: Layers) -> None:
-    if "userns" in layers or os.geteuid() == 0:
-        processes = request.processes + SHARED
-    else:
-        processes = request.processes + _tasks_of_user()
+    processes = request.processes
+    if "userns" in layers:
+        processes += SHARED
+    elif os.geteuid() != 0:
+        processes += _tasks_of_user()
     limits = {
         resource.RLIMIT_CPU: request.cpu_seconds,
         resource.RLIMIT_AS: request.memory,

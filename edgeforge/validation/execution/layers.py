@@ -1,6 +1,6 @@
 """Which layers of isolation this system allows, found out by running a program in them, and their plain names."""
 
-import os
+import sys
 from functools import cache
 
 from edgeforge.errors import MissingDependency
@@ -59,6 +59,8 @@ def _consequences(layers: tuple[str, ...]) -> tuple[str, ...]:
         found.append("not in force: a wall against the network (the interpreter's hooks alone refuse it)")
     if "root" not in layers and "landlock" not in layers:
         found.append("not in force: a wall around the user's files (the interpreter's hooks alone refuse them)")
+    if "root" not in layers:
+        found.append("not in force: a bound on all files together (each file has one)")
     return tuple(found)
 
 
@@ -70,6 +72,10 @@ def layers_here() -> tuple[str, ...]:
 
 def layers_without(unavailable: frozenset[str]) -> tuple[str, ...]:
     """As on a system that lacks some: for tests of what remains."""
+    if sys.platform != "linux":
+        raise MissingDependency(
+            "generated programs can be run contained on Linux only", hint="leave out tasks that run code"
+        )
     wanted = [name for name in PHRASES if name not in unavailable]
     for given_up in ("", *GIVEN_UP):
         wanted = [name for name in wanted if name != given_up]
@@ -78,7 +84,5 @@ def layers_without(unavailable: frozenset[str]) -> tuple[str, ...]:
             return answer.layers
     raise MissingDependency(
         f"generated programs cannot be run contained on this system ({answer.outcome.detail})",
-        hint="leave out tasks that run code, or validate on Linux as a user who may run this interpreter"
-        if os.name == "posix"
-        else "programs are contained on Linux only: leave out tasks that run code",
+        hint="leave out tasks that run code, or install Python where every user may run it",
     )
