@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edgeforge.validation.comparison_wording import Row
 
 
-def render_comparison_text(document: "ComparisonDocument") -> str:
+def comparison_text(document: "ComparisonDocument") -> str:
     """The comparison for people: its sentence, then text, tasks, gates, probes, languages, size and speed."""
     from edgeforge.validation import comparison_wording as told
 

@@ -22,11 +22,15 @@ from edgeforge.validation.comparison import (
     Side,
     TaskPair,
     ValuePair,
+    comparison_to_json,
 )
 from edgeforge.validation.findings import Comparison, Interval, TaskFindings
+from edgeforge.validation.page.comparison import render_comparison_page
 from edgeforge.validation.report import ValidationReport
 from edgeforge.validation.statistics import mean, student_t_quantile
 from edgeforge.validation.wording import judged, task_title
+
+__all__ = ["compare_reports", "comparison_to_json", "figure_pair", "render_comparison_page"]
 
 Values = NDArray[np.float64]
 

@@ -7,14 +7,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from edgeforge.cli.comparison import render_comparison_text
+from edgeforge.cli.comparison import comparison_text
 from edgeforge.errors import UnusableInput
 from edgeforge.validation import paired
-from edgeforge.validation.comparing import compare_reports
-from edgeforge.validation.comparison import ComparisonDocument, comparison_to_json
+from edgeforge.validation.comparing import compare_reports, comparison_to_json, render_comparison_page
+from edgeforge.validation.comparison import ComparisonDocument
 from edgeforge.validation.comparison_wording import headline
 from edgeforge.validation.findings import NOTHING
-from edgeforge.validation.page import render_comparison_page
 from edgeforge.validation.report import ValidationReport
 
 from .rich_report import bare_report, rich_report
@@ -145,7 +144,7 @@ def test_checks_and_probes_of_one_bundle_alone_are_not_asked_of_the_other(a: Val
     assert all(check.b is None for check in lone.checks[2:])
     assert all(probe.b is None for probe in lone.probes)
     assert not lone.costs and not lone.languages
-    assert "not asked" in render_comparison_text(lone) and "not asked" in render_comparison_page(lone)
+    assert "not asked" in comparison_text(lone) and "not asked" in render_comparison_page(lone)
 
 
 def test_json_holds_everything(document: ComparisonDocument) -> None:
@@ -192,7 +191,7 @@ def test_the_page_is_whole_and_shows_every_task_of_both(document: ComparisonDocu
 
 
 def test_the_text_has_a_row_for_every_figure_and_task(document: ComparisonDocument) -> None:
-    lines = render_comparison_text(document).splitlines()
+    lines = comparison_text(document).splitlines()
     assert lines[0] == headline(document)
     for word in ("Perplexity", "Same top token", "MMLU", "WikiText-2", "Weights", "French", "probe: Repetition"):
         assert any(line.startswith(word) for line in lines), word
