@@ -1,8 +1,8 @@
 """Other people's programs read what was pushed: skopeo, and the pull of the ORAS project's Python client.
 
-There is no package of the `oras` command line for Debian, PyPI or npm (a program over Debian's oras-go 1.1, its library,
-read the demo once). EdgeForge itself uses ORAS's client for nothing
-but the Docker configuration, so that its pull is somebody else's code.
+There is no package of the `oras` command line for Debian, PyPI or npm. A program over oras-go 1.1, its library, read
+the demo once. EdgeForge itself uses ORAS's Python client for nothing but the Docker configuration, so that its pull
+is somebody else's code.
 """
 
 import hashlib
