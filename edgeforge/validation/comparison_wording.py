@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from edgeforge.validation.comparison import Better, ComparisonDocument, FigurePair, TaskPair
 from edgeforge.validation.findings import Interval
 from edgeforge.validation.wording import (
+    decimals,
     metric_title,
     p_text,
     percent,
@@ -138,7 +139,7 @@ def _value(pair: FigurePair, value: float) -> str:
 def change_of(pair: FigurePair) -> str:
     """`+1.2 points`, `× 1.0043`, `−0.00120`"""
     if pair.comparison == "ratio":
-        return f"\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}{pair.change:.4f}"
+        return f"\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}{decimals(pair.change, 4)}"
     return f"{signed(100 * pair.change, 1)}\N{NO-BREAK SPACE}points" if is_share(pair) else signed(pair.change, 5)
 
 
@@ -146,6 +147,6 @@ def _interval(pair: FigurePair, interval: Interval | None) -> str:
     if interval is None:
         return ""
     if pair.comparison == "ratio":
-        return f"{interval.low:.4f} to {interval.high:.4f}"
+        return f"{decimals(interval.low, 4)} to {decimals(interval.high, 4)}"
     digits, factor = (1, 100.0) if is_share(pair) else (5, 1.0)
     return f"{signed(factor * interval.low, digits)} to {signed(factor * interval.high, digits)}"

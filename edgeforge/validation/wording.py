@@ -73,7 +73,7 @@ def _judged_text(check: Check, tokens: int) -> Judged:
     unit = " nats" if check.figure == "mean_kl_divergence" else ""
 
     def figure(value: float) -> str:
-        return f"{value:.5f}{unit}"
+        return f"{decimals(value, 5)}{unit}"
 
     return _judge("text", check.figure, name, check, tokens, "tokens", figure, f"{check.limit:g}{unit}")
 
@@ -184,7 +184,7 @@ def value_text(metric: Metric, value: float) -> str:
 def change_text(metric: Metric, change: float) -> str:
     """`−1.2 points`; of a ratio `× 1.0043`."""
     if metric.comparison == "ratio":
-        return f"\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}{change:.4f}"
+        return f"\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}{decimals(change, 4)}"
     return f"{signed(100 * change, 1)}\N{NO-BREAK SPACE}points" if is_share(metric) else signed(change, 4)
 
 
@@ -192,7 +192,7 @@ def interval_text(metric: Metric) -> str:
     """`−3.1 to +0.7`, in the change's unit."""
     low, high = metric.interval.low, metric.interval.high
     if metric.comparison == "ratio":
-        return f"{low:.4f} to {high:.4f}"
+        return f"{decimals(low, 4)} to {decimals(high, 4)}"
     digits, factor = (1, 100.0) if is_share(metric) else (4, 1.0)
     return f"{signed(factor * low, digits)} to {signed(factor * high, digits)}"
 
@@ -203,6 +203,11 @@ def signed(value: float, digits: int) -> str:
     if float(text) == 0.0:
         return text
     return (MINUS if value < 0 else "+") + text
+
+
+def decimals(value: float, digits: int) -> str:
+    """So many decimals; what few items leave unbounded is no row of hundred digits."""
+    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.2e}"
 
 
 def percent(share: float) -> str:
@@ -237,7 +242,7 @@ def _points(loss: float) -> str:
 
 
 def _plain(value: float) -> str:
-    return f"{value:.4f}".replace("-", MINUS)
+    return decimals(value, 4).replace("-", MINUS)
 
 
 def visible(text: str) -> str:

@@ -29,6 +29,7 @@ from edgeforge.validation.findings import (
 )
 from edgeforge.validation.gate import GateResult, judge
 from edgeforge.validation.measure import make_report
+from edgeforge.validation.probes.positions import ranges_of
 from edgeforge.validation.protocol import make_chunks
 from edgeforge.validation.report import Reference, Text, ValidationReport
 from edgeforge.validation.statistics import compare_logits, summarize
@@ -92,7 +93,7 @@ def rich_report(seed: int = 1, loss: float = 0.03, noise: float = 0.2, chunks: i
     found = Findings(
         tasks=tasks,
         languages=tuple(_language(random, *each) for each in LANGUAGES),
-        positions=tuple(_range(random, start) for start in range(0, 8192, 512)),
+        positions=tuple(_range(random, *each) for each in ranges_of(8192)),
         layers=tuple(
             Layer(index=layer, relative_error=float(0.002 * (layer + 1) * random.uniform(0.8, 1.3)))
             for layer in range(30)
@@ -260,14 +261,14 @@ def _language(random: np.random.Generator, code: str, name: str, factor: float) 
     )
 
 
-def _range(random: np.random.Generator, start: int) -> PositionRange:
+def _range(random: np.random.Generator, start: int, stop: int) -> PositionRange:
     logits = 4 * random.standard_normal((64, 50))
     noise = (0.15 + start / 60_000) * random.standard_normal(logits.shape)
     values = compare_logits(logits.astype(np.float32), (logits + noise).astype(np.float32), _sampled(logits))
     summary = summarize(values)
     return PositionRange(
         start=start,
-        stop=start + 512,
+        stop=stop,
         tokens=64,
         reference_perplexity=summary.reference_perplexity.value,
         perplexity=summary.perplexity.value,

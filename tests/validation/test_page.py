@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from edgeforge.validation.findings import NOTHING
+from edgeforge.validation.findings import NOTHING, Interval
 from edgeforge.validation.page import render_page
 from edgeforge.validation.page.shapes import steps
 from edgeforge.validation.report import ValidationReport
@@ -220,6 +220,29 @@ def test_the_sentence_names_what_failed_and_what_would_do(rich: ValidationReport
     needs = [each.check.items_needed for each in judged(undecided) if each.check.items_needed is not None]
     assert needs
     assert all(f"about {need:,} would do" in verdict_sentence(undecided) for need in needs)
+
+
+def test_failed_probes_are_named_beside_the_verdict(rich: ValidationReport, page: str) -> None:
+    failed = [probe.title for probe in rich.findings.probes if probe.verdict == "fail"]
+    before = page[: page.index("<main")]
+    assert failed and all(title in before for title in failed)
+    assert "JSON that parses" not in before
+
+
+def test_a_bound_without_end_neither_fills_the_page_nor_hides_the_dots(rich: ValidationReport) -> None:
+    last = rich.findings.tasks[-1]
+    wide = replace(
+        last,
+        metrics=(replace(last.metrics[0], interval=Interval(low=1e-304, high=1e304)), *last.metrics[1:]),
+        check=replace(last.check, lower_bound=1e-304, upper_bound=1e304, verdict="undecided"),
+    )
+    text = render_page(replace(rich, findings=replace(rich.findings, tasks=(wide,))))
+    assert not re.search(r"\d{12}", re.sub("[0-9a-f]{64}", "", text))
+    chart = re.search(r"<svg[^>]*changes-ratio.*?</svg>", text, re.DOTALL).group()
+    neutral, limit = (
+        float(re.search(rf'x1="([\d.]+)%"[^>]*class="{kind}"', chart).group(1)) for kind in ("neutral", "limit")
+    )
+    assert limit - neutral > 3
 
 
 def test_every_task_shows_both_models_the_change_its_interval_p_and_the_limit(

@@ -75,17 +75,14 @@ def _decades(edges: tuple[float, ...]) -> tuple[Label, ...]:
 
 
 def forest(name: str, title: str, rows: Sequence[Estimate], *, neutral: float, unit: str) -> Chart:
-    """A dot and its interval per row against the row's limit; `neutral` is where nothing changed."""
-    reach: list[float] = [
-        neutral,
-        *(value for row in rows for value in (row.value, *row.interval, *(row.bounds or ()))),
-    ]
-    reach += [row.limit for row in rows if row.limit is not None]
-    spread = max(max(reach) - min(reach), 1e-9)
-    low, high = min(reach) - 0.06 * spread, max(reach) + 0.06 * spread
+    """A dot and its interval per row against the row's limit; `neutral` is where nothing changed.
+
+    An interval that reaches far beyond the rest ends at the edge.
+    """
+    low, high = _domain(rows, neutral)
 
     def place(value: float) -> float:
-        return round(100 * (value - low) / (high - low), 3)
+        return round(min(max(100 * (value - low) / (high - low), 0.0), 100.0), 3)
 
     base = ROW * len(rows) + 6
     lines, dots, labels = [], [], []
@@ -116,6 +113,17 @@ def forest(name: str, title: str, rows: Sequence[Estimate], *, neutral: float, u
         dots=tuple(dots),
         labels=tuple(labels),
     )
+
+
+def _domain(rows: Sequence[Estimate], neutral: float) -> tuple[float, float]:
+    """What a forest plot spans: all intervals, but for those that would press what matters into a corner."""
+    core = [neutral, *(row.value for row in rows), *(row.limit for row in rows if row.limit is not None)]
+    least, most = min(core), max(core)
+    room = 8 * max(most - least, 1e-9)
+    ends = [end for row in rows for end in (*row.interval, *(row.bounds or ()))]
+    low, high = max(min([least, *ends]), least - room), min(max([most, *ends]), most + room)
+    margin = 0.06 * max(high - low, 1e-9)
+    return low - margin, high + margin
 
 
 def languages(rows: Sequence[Language]) -> Chart:
