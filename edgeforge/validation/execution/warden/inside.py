@@ -9,6 +9,9 @@ The program runs in an empty namespace, as in OpenAI's human-eval (execution.py)
 `__name__` is not "__main__".
 """
 
+import os
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the name is all that checkers need, and typing takes milliseconds to import
     from collections.abc import Callable
@@ -17,29 +20,7 @@ if TYPE_CHECKING:  # the name is all that checkers need, and typing takes millis
 
 
 def main(words: list[str]) -> None:
-    import os
-    import sys
-
     write, leave = os.write, os._exit
-
-    def take() -> bytes:
-        secret = os.pread(3, 32, 0)
-        os.close(3)
-        return secret
-
-    def describe(error: BaseException, source: bytes) -> bytes:
-        message = str(error).strip().partition("\n")[0]
-        text = type(error).__name__ + (f": {message}" if message else "")
-        line, trace = 0, error.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_code.co_filename == "<program>":
-                line = trace.tb_lineno
-            trace = trace.tb_next
-        lines = source.decode(errors="replace").split("\n")
-        if 0 < line <= len(lines):
-            text += f" (line {line}: {lines[line - 1].strip()})"
-        return text.encode(errors="replace")[:2000]
-
     if "guard" in words:
         sys.addaudithook(refuse())
     if "files" in words:
@@ -60,6 +41,27 @@ def main(words: list[str]) -> None:
         write(4, b"E" + describe(error, source))
     finally:
         leave(1)
+
+
+def take() -> bytes:
+    secret = os.pread(3, 32, 0)
+    os.close(3)
+    return secret
+
+
+def describe(error: BaseException, source: bytes) -> bytes:
+    """The exception's type and the first line of its message, and the last line of the program that it went through."""
+    message = str(error).strip().partition("\n")[0]
+    text = type(error).__name__ + (f": {message}" if message else "")
+    line, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<program>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    lines = source.decode(errors="replace").split("\n")
+    if 0 < line <= len(lines):
+        text += f" (line {line}: {lines[line - 1].strip()})"
+    return text.encode(errors="replace")[:2000]
 
 
 def refuse() -> "Hook":
@@ -86,9 +88,6 @@ def refuse() -> "Hook":
 
 def refuse_files(work: str) -> "Hook":
     """An audit hook for systems without walls: writes stay in `work`, reads there and in Python's folders."""
-    import os
-    import sys
-
     real, join, flags_of_writing = os.path.realpath, os.path.join, os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
     writable = (real(work),)
     library = real(os.path.dirname(os.__file__))
@@ -129,6 +128,4 @@ def refuse_files(work: str) -> "Hook":
 
 
 if __name__ == "__main__":
-    import sys
-
     main(sys.argv[1:])
