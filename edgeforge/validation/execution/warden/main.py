@@ -24,7 +24,7 @@ def main() -> None:
     request = Request(sys.argv[1:])
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, stop(request.folder))
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(request.owner):
         return
@@ -39,10 +39,17 @@ def main() -> None:
     sys.stdout.write(f"{status}\n{clean(detail)}\n{','.join(names)}\n")
 
 
-def stop(number: int, frame: object) -> None:
-    """Nobody waits for the answer any more: ends the tree and this process."""
-    tree.end()
-    os._exit(1)
+def stop(folder: str) -> Callable[[int, object], None]:
+    """What to do when nobody waits for the answer any more: end the tree, the empty folder and this process."""
+
+    def on_signal(number: int, frame: object) -> None:
+        tree.end()
+        try:
+            os.rmdir(folder)
+        finally:
+            os._exit(1)
+
+    return on_signal
 
 
 def clean(text: str) -> str:
