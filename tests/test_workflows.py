@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from workflows import Outcome, Service, load, make_workspace, run_github, run_script, signing_key
+from workflows import Outcome, Service, load, make_workspace, run_action, run_github, run_script, signing_key
 
 from edgeforge.bundle.signature import PublicKey, verify_signature
 from edgeforge.runtime import verify
@@ -161,6 +161,20 @@ def test_a_gate_failure_stops_the_publication(workspace: Path, tmp_path: Path, k
     assert "FAILED" in (scratch / "build-strict-toml.GITHUB_STEP_SUMMARY").read_text()
     kept = {path.name for path in (scratch / "artifacts").iterdir()}
     assert kept == {"bundle-first", "reports-first", "reports-strict"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a build
+def test_the_action_builds_a_bundle_and_tells_the_verdict(workspace: Path, tmp_path: Path) -> None:
+    for target, verdict, last in (("first", "pass", "Check every byte"), ("strict", "fail", "Build, validate, hold")):
+        scratch = tmp_path / target
+        scratch.mkdir()
+        service = Service(scratch=scratch, workspace=workspace)
+        inputs = {"model": "./model", "target": f"{target}.toml"}
+        outcome, outputs = run_action(ROOT / "ci" / "github" / "action.yml", service, inputs)
+        assert outputs == {"verdict": verdict}, outcome.said
+        assert list(outcome.statuses)[-1].startswith(f"action: {last}")
+        assert list(outcome.statuses.values())[-1] == (0 if verdict == "pass" else 5)
 
 
 def test_the_job_logs_in_to_the_registrys_host(tmp_path: Path) -> None:

@@ -127,6 +127,18 @@ def run_github(path: Path, service: Service, contexts: Mapping[str, str], target
     return outcome
 
 
+def run_action(path: Path, service: Service, inputs: Mapping[str, str]) -> tuple[Outcome, dict[str, str]]:
+    """A composite action's steps as a job called `action`; and the action's outputs."""
+    document, outcome = load(path), Outcome()
+    given = {name: value.get("default", "") for name, value in document["inputs"].items()} | dict(inputs)
+    known = {f"inputs.{name}": value for name, value in given.items()} | {"matrix.target": ""}
+    if _run_job("action", document["runs"], known, service, outcome):
+        outcome.done.add("action")
+    said = (service.scratch / "action.GITHUB_OUTPUT").read_text().splitlines()
+    known |= {f"steps.build.outputs.{line.partition('=')[0]}": line.partition("=")[2] for line in said}
+    return outcome, {name: expand(output["value"], known) for name, output in document["outputs"].items()}
+
+
 def _run_job(name: str, job: dict, contexts: Mapping[str, str], service: Service, outcome: Outcome) -> bool:
     label = f"{name} {contexts['matrix.target']}".strip()
     folder = service.checkout(label)
@@ -141,7 +153,8 @@ def _run_job(name: str, job: dict, contexts: Mapping[str, str], service: Service
         if "uses" in step:
             _artifacts(step, folder, service.scratch / "artifacts", known)
         elif service.installs or step["name"] != "Install":
-            done = run_script(step["run"], folder, environment)
+            own = {key: expand(value, known) for key, value in step.get("env", {}).items()}
+            done = run_script(step["run"], folder, environment | own)
             outcome.statuses[f"{label}: {step['name']}"] = done.returncode
             outcome.said[f"{label}: {step['name']}"] = done.stdout + done.stderr
             failed = failed or done.returncode != 0
