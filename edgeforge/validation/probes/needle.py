@@ -1,6 +1,6 @@
 """Facts hidden in long inputs: does the bundle still find what the original finds?
 
-Locker numbers of people are strewn between the paragraphs of `prose`, and asked for after 1,024, 2,048, 4,096... tokens
+Locker numbers of people are strewn between the sentences of `prose`, and asked for after 1,024, 2,048, 4,096... tokens
 and near the context's end, each time at eight depths. The answer counts as right where the right number is likelier
 than four others, two of which belong to somebody else in the text and two to nobody: small models, too, can be asked
 that, which cannot answer in words. McNemar's exact test over all questions says whether the bundle lost more than
@@ -8,7 +8,8 @@ chance would take; where the original itself finds no more than guessing would, 
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,23 +103,36 @@ def guessing(right: int, items: int) -> float:
 
 
 def haystack(model: Model, length: int) -> tuple[list[int], list[Needle]]:
-    """`length` ids with needles at SHORTEST / DEPTHS, then twice as far apart from each doubling on."""
+    """`length` ids with needles between their sentences, `spacing` apart."""
     random = np.random.default_rng(SEED)
     values = random.choice(np.arange(1000, 10_000), len(NAMES), replace=False)
     unused = [(name, str(value)) for name, value in zip(NAMES, values, strict=True)]
     ids = model.encode("")
     needles: list[Needle] = []
     due = 0
-    for paragraph in paragraphs():
+    for sentence in sentences():
         if len(ids) >= due and unused:
             name, value = unused.pop(0)
             ids += model.encode(f"{fact(name)} {value}.\n\n", add_special_tokens=False)
             needles.append(Needle(name=name, value=value, place=len(ids)))
-            due += max(SHORTEST, 1 << (due.bit_length() - 1 if due else 0)) // DEPTHS
+            due += spacing(due)
         if len(ids) >= length:
             break
-        ids += model.encode(paragraph, add_special_tokens=False)
+        ids += model.encode(sentence, add_special_tokens=False)
     return ids[:length], needles
+
+
+def sentences() -> Iterator[str]:
+    """Of `prose`, each with the white space after it."""
+    for paragraph in paragraphs():
+        yield from re.split(r"(?<=[.!?] )", paragraph)
+
+
+def spacing(place: int) -> int:
+    """From one needle to the next: DEPTHS of them in the first SHORTEST tokens, then as many in each text twice as long
+    as the one before.
+    """
+    return max(SHORTEST, 1 << place.bit_length()) // DEPTHS
 
 
 def fact(name: str) -> str:
