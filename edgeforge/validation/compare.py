@@ -5,17 +5,19 @@ as WORKING_BYTES allow (the more at once, the fewer times the weights are read).
 not there. Logits exist for one chunk at a time.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeforge.errors import GateFailed, UnusableInput
+from edgeforge.errors import GateFailed, OutOfResources, UnusableInput
 from edgeforge.model.checkpoint import Weights
 from edgeforge.model.forward import Tap, final_hidden, lm_head_logits, untouched
+from edgeforge.validation import reference_store
 from edgeforge.validation.protocol import Chunks
 from edgeforge.validation.statistics import NonFiniteLogitsError, TokenValues, compare_logits, join
+from edgeforge.validation.top_k import Kept, compare_kept, keep
 
 LogitsOfChunk = Callable[[int], NDArray[np.float32]]  # chunk number -> the scored positions' logits [S, V]
 Progress = Callable[[int, int], None]  # steps done, steps in all
@@ -38,6 +40,78 @@ def compare(
             raise _not_finite(error, chunk, chunks) from None
         chunk_done(chunk + 1)
     return join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What earlier runs left of a comparison: the keys of all chunks, and the values of those that are done.
+
+    `missing`: chunks without values, in order; `unread`: those of them that the reference has not answered either.
+    """
+
+    reference_keys: Sequence[str]
+    candidate_keys: Sequence[str]
+    values: Mapping[int, TokenValues]
+    missing: Sequence[int]
+    unread: Sequence[int]
+
+
+def look_up(chunks: Chunks, *, fingerprint: str, manifest_sha256: str, engine: str) -> Known:
+    """What is known of this text, reference and candidate; `engine` is what runs the candidate, and its version."""
+    references = [reference_store.reference_key(fingerprint, chunks, chunk) for chunk in range(chunks.count)]
+    candidates = [reference_store.candidate_key(key, manifest_sha256, engine) for key in references]
+    found = {chunk: reference_store.read_values(key) for chunk, key in enumerate(candidates)}
+    size = chunks.scored_per_chunk
+    values = {chunk: value for chunk, value in found.items() if value is not None and len(value) == size}
+    missing = [chunk for chunk in range(chunks.count) if chunk not in values]
+    unread = [chunk for chunk in missing if reference_store.read_reference(references[chunk]) is None]
+    return Known(reference_keys=references, candidate_keys=candidates, values=values, missing=missing, unread=unread)
+
+
+def part_of(chunks: Chunks, wanted: Sequence[int]) -> Chunks:
+    """Some of the chunks."""
+    return replace(chunks, ids=chunks.ids[list(wanted)])
+
+
+def compare_known(
+    chunks: Chunks,
+    known: Known,
+    reference: LogitsOfChunk,
+    candidate: LogitsOfChunk,
+    chunk_done: Callable[[int], None],
+) -> TokenValues:
+    """Per-token values of all chunks, in order, by way of what is kept of the reference (`top_k`).
+
+    `reference` answers for `known.unread`, `candidate` for `known.missing`, by their places in these. Each chunk is
+    stored as soon as it is done. Raises as `compare` does.
+    """
+    places = {chunk: place for place, chunk in enumerate(known.unread)}
+    values = dict(known.values)
+    for done in range(len(values)):
+        chunk_done(done + 1)
+    for place, chunk in enumerate(known.missing):
+        targets = chunks.targets(chunk)
+        try:
+            kept = _kept(known.reference_keys[chunk], targets, places.get(chunk), reference)
+            values[chunk] = compare_kept(kept, candidate(place), targets)
+        except NonFiniteLogitsError as error:
+            raise _not_finite(error, chunk, chunks) from None
+        reference_store.write_values(known.candidate_keys[chunk], values[chunk])
+        chunk_done(len(values))
+    return join([values[chunk] for chunk in range(chunks.count)])
+
+
+def _kept(key: str, targets: NDArray[np.int64], place: int | None, reference: LogitsOfChunk) -> Kept:
+    if place is None:
+        stored = reference_store.read_reference(key)
+        if stored is None:
+            raise OutOfResources(
+                "the reference's stored answers went away while they were used", hint="run the validation again"
+            )
+        return stored
+    kept = keep(reference(place), targets)
+    reference_store.write_reference(key, kept)
+    return kept
 
 
 def _not_finite(error: NonFiniteLogitsError, chunk: int, chunks: Chunks) -> GateFailed | UnusableInput:

@@ -7,8 +7,9 @@ between the two, which means too few tokens to tell, and then how many would. Th
 The tokens of one chunk share their subject and are not independent: on 20 chunks of WikiText-2 the spread between
 chunks made the error of the mean divergence 2.3 times what counting tokens says (SmolLM2-135M, INT4). So a bound is
 the widest of three: over tokens with the normal quantile, over chunk means with Student's t and, from FEWEST_DRAWN
-chunks on, over chunk means with the studentized bootstrap, which sees their skewness (a few chunks that are much
-harder than the rest make Student's upper bound too low: 6 to 8 % misses on 8 to 20 chunks of gamma-distributed levels where 5 % are stated, 4 to 6 % with it).
+chunks on, over chunk means with the studentized bootstrap, which sees their skewness. (Student's upper bound alone is
+too low where a few chunks are much harder than the rest: of gamma-distributed chunks 6 to 8 % misses instead of the
+stated 5, and 4 to 6 % with the bootstrap.)
 """
 
 import math

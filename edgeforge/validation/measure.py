@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from edgeforge import __version__
 from edgeforge.errors import UnusableInput, UsageError
 from edgeforge.model.checkpoint import Checkpoint
-from edgeforge.runtime.manifest import Manifest, read_manifest
+from edgeforge.runtime.manifest import ENGINE_BACKENDS, Manifest, read_manifest
 from edgeforge.validation.candidate import Candidate, open_candidate
-from edgeforge.validation.compare import ForwardLogits, Progress, compare
+from edgeforge.validation.compare import ForwardLogits, Known, Progress, compare_known, look_up, part_of
 from edgeforge.validation.data import concatenate, default_texts, encode_plain, start_token_id
 from edgeforge.validation.gate import GateResult, Limits, judge
 from edgeforge.validation.protocol import Chunks, Protocol, make_chunks
 from edgeforge.validation.report import ChunkFigures, Histogram, Reference, Text, ValidationReport
 from edgeforge.validation.statistics import TokenValues, summarize
+from edgeforge.validation.top_k import kept_note
 
 DEFAULT_CONTEXT = 512
 # 1e-6 .. 10 nats, four bins a decade.
@@ -61,15 +62,19 @@ def validate(
     text = concatenate(default_texts() if texts is None else texts)
     tokens = _tokenize(bundle, manifest, checkpoint, text)
     pieces = make_chunks(tokens.ids, protocol=protocol, context=context, bos_token_id=tokens.bos_token_id, limit=chunks)
+    digest = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    known = look_up(pieces, fingerprint=checkpoint.fingerprint, manifest_sha256=digest, engine=_engine(manifest))
     steps = _Steps(progress)
-    candidate = open_candidate(bundle, manifest, pieces, threads=threads, progress=steps.count)
-    values = _score(pieces, checkpoint, candidate, steps)
+    # Opened even where all of its values are known: a damaged bundle is refused, and its notes belong to the report.
+    rest = part_of(pieces, known.missing or [0])
+    candidate = open_candidate(bundle, manifest, rest, threads=threads, progress=steps.count)
+    values = _score(pieces, known, checkpoint, candidate, steps)
     return make_report(
         values,
         pieces,
         gate=judge(values, pieces.scored_per_chunk, gate),
         target=str(manifest.target.get("name", "unknown")),
-        manifest_sha256=hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
+        manifest_sha256=digest,
         reference=_describe(checkpoint, manifest),
         text=Text(
             name=text_name or ("built-in text" if texts is None else "text"),
@@ -77,7 +82,7 @@ def validate(
             tokens=len(tokens.ids),
         ),
         seconds=time.perf_counter() - started,
-        remarks=candidate.notes,
+        remarks=(*candidate.notes, kept_note(checkpoint.architecture.vocab_size)),
     )
 
 
@@ -132,11 +137,23 @@ class _Steps:
         self._tell(self._done, self.total)
 
 
-def _score(pieces: Chunks, checkpoint: Checkpoint, candidate: Candidate, steps: _Steps) -> TokenValues:
-    """Both models over all chunks."""
-    reference = ForwardLogits(weights=checkpoint, chunks=pieces, progress=steps.count)
-    steps.total = reference.steps + candidate.steps + pieces.count
-    return compare(pieces, reference, candidate.logits, steps.count)
+def _score(pieces: Chunks, known: Known, checkpoint: Checkpoint, candidate: Candidate, steps: _Steps) -> TokenValues:
+    """Both models over the chunks that are not known yet."""
+    unread = part_of(pieces, known.unread or [0])
+    reference = ForwardLogits(weights=checkpoint, chunks=unread, progress=steps.count)
+    steps.total = pieces.count
+    steps.total += reference.steps if known.unread else 0
+    steps.total += candidate.steps if known.missing else 0
+    return compare_known(pieces, known, reference, candidate.logits, steps.count)
+
+
+def _engine(manifest: Manifest) -> str:
+    """What runs the candidate, as far as its answers depend on it."""
+    if manifest.model.backend in ENGINE_BACKENDS:
+        return f"reference forward pass {__version__}"
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__} with {', '.join(onnxruntime.get_available_providers())}"
 
 
 def _describe(checkpoint: Checkpoint, manifest: Manifest) -> Reference:
@@ -226,5 +243,23 @@ def _notes(reference: Reference, gate: GateResult) -> Iterator[str]:
         )
     if not reference.is_source:
         yield "The reference is not the checkpoint that the bundle was built from."
-    if gate.verdict == "undecided":
-        yield "Too few tokens were scored to tell whether the gate holds: score more chunks, or more text."
+    yield from _too_few(gate)
+
+
+def _too_few(gate: GateResult) -> Iterator[str]:
+    """What an undecided text asks for. (Tasks join the gate later, and say themselves how many items they need.)"""
+    undecided = [check for check in gate.checks if check.verdict == "undecided"]
+    if not undecided:
+        return
+    needed = [check.items_needed for check in undecided]
+    if any(each is None for each in needed):
+        yield (
+            "Too few tokens were scored to tell whether the gate holds, and more would hardly do: a figure lies on its "
+            "limit."
+        )
+    else:
+        most = max(each for each in needed if each is not None)
+        yield (
+            "Too few tokens were scored to tell whether the gate holds: score more chunks, or more text. About "
+            f"{most:,} scored tokens would do, if the figures stay as they are."
+        )

@@ -103,8 +103,8 @@ def compare_logits(
 def _compare_block(
     reference: NDArray[np.float32], candidate: NDArray[np.float32], targets: NDArray[np.int64], start: int
 ) -> TokenValues:
-    x, x_top = _shifted(reference, "reference", start)
-    y, y_top = _shifted(candidate, "candidate", start)
+    x, x_top = shifted(reference, "reference", start)
+    y, y_top = shifted(candidate, "candidate", start)
     rows = np.arange(len(targets))
     x_target, y_target = x[rows, targets], y[rows, targets]
     y_log_sum = np.log(np.exp(y).sum(axis=1))
@@ -122,7 +122,7 @@ def _compare_block(
     )
 
 
-def _shifted(logits: NDArray[np.float32], who: str, start: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def shifted(logits: NDArray[np.float32], who: str, start: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """float64 logits less their row's largest, and where that lies."""
     top = logits.argmax(axis=1)
     largest = logits[np.arange(len(logits)), top]
