@@ -108,7 +108,7 @@ def _judge(
         items=items,
         value=value,
         limit=limit,
-        bounds=f"{low.split()[0]} to {high}",
+        bounds=f"{low.split()[0]} to {high.split()[0]}",
         brief=f"{name} {value}, limit {limit}",
         sentence=_sentence(check, name, value, limit, (low, high), (asked, items)),
     )

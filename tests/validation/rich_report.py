@@ -131,7 +131,7 @@ def right_or_wrong(
     fixed = np.random.default_rng(sum(task.encode()))
     reference = (fixed.random(items) < right).astype(np.float64)
     changed = random.random(items)
-    candidate = np.where(reference == 1, changed > 2 * loss, changed < loss).astype(np.float64)
+    candidate = np.where(reference == 1, changed > 2 * loss, changed < loss / 3).astype(np.float64)
     lost, gained = int((reference > candidate).sum()), int((candidate > reference).sum())
     change, interval = paired.difference(reference, candidate, confidence=GATE.confidence)
     first = Metric(
