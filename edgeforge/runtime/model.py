@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,11 @@ from .engine import Engine, OnnxEngine
 from .errors import UnusableBundle
 from .generate import GenerationOptions
 from .manifest import Manifest
+from .parity import open_tokenizer
 from .sampling import Sampling
 from .session import Decoder
 from .stream import Chunk, Turns, stream
 from .text import Detokenizer, StopFilter
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 
 N = TypeVar("N", int, float)
 
@@ -38,7 +35,7 @@ class Model:
         self.device = engine.device
         self._engine = engine
         self._turns = Turns()
-        self.tokenizer = _open_tokenizer(bundle / manifest.model.tokenizer)
+        self.tokenizer = open_tokenizer(bundle / manifest.model.tokenizer)
         self.chat_template = _read_template(bundle, manifest.model.chat_template)
         # Ids without text, exactly those that decoding skips.
         self._special = frozenset(
@@ -200,15 +197,6 @@ class Model:
 
 def _first(*values: N | None) -> N:
     return next(value for value in values if value is not None)
-
-
-def _open_tokenizer(path: Path) -> "Tokenizer":
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises bare Exception
-        raise UnusableBundle(f"{path.name} cannot be read by the tokenizers package: {error}") from error
 
 
 def _read_template(bundle: Path, path: str | None) -> str | None:
