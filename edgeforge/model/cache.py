@@ -18,6 +18,7 @@ ENTRIES = {
     "calibration": "the text that codes are chosen on, fetched from PyPI",
     "weighing": "what budgets learned of models, measured again when asked",
     "publish": "interrupted uploads, and which registry holds what",
+    "validation": "originals to compare with, and models' answers, which a validation goes on from",
     "benchmarks": "models and figures of tests/benchmarks",
 }
 SECONDS_PER_DAY = 86_400
