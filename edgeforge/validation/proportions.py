@@ -70,7 +70,7 @@ def mcnemar(lost: int, gained: int) -> float:
     return min(1.0, total / 2 ** (flips - 1)) if flips else 1.0
 
 
-def items_to_tell(lost: int, gained: int, items: int, *, limit: float, confidence: float, power: float) -> float:
+def items_to_tell(lost: float, gained: float, items: int, *, limit: float, confidence: float, power: float) -> float:
     """About how many items would show on which side of `limit` the loss lies, if it is what was measured.
 
     The usual power formula of a one-sided test, (z_confidence s_0 + z_power s_1)^2 / gap^2 with the spread under the

@@ -1,11 +1,22 @@
 """The targets that ship: each can be built as it stands and says why, and its default model fits with real shapes."""
 
 import re
+from typing import cast
 
 import pytest
 
-from edgeforge.errors import EdgeForgeError
-from edgeforge.hardware import ENGINES, SCHEMES, Target, available_targets, find_conflict, load_profile, load_target
+from edgeforge.errors import EdgeForgeError, UnusableInput
+from edgeforge.hardware import (
+    ENGINES,
+    SCHEMES,
+    Target,
+    available_targets,
+    find_conflict,
+    load_profile,
+    load_target,
+    target_from_json,
+    target_to_json,
+)
 from edgeforge.planning import make_plan
 from tests.planning.shapes import LLAMA_8B, LLAMA_70B, LLAMA_405B
 
@@ -91,3 +102,20 @@ def test_a_jetson_refuses_the_large_models(target: Target) -> None:
 def test_four_bits_may_fall_further_behind_than_eight(target: Target) -> None:
     assert target.gate.max_mean_kl_divergence == (0.10 if SCHEMES[target.scheme].bits == 4 else 0.03)
     assert target.gate.max_perplexity_ratio == (1.10 if SCHEMES[target.scheme].bits == 4 else 1.03)
+    assert target.gate.max_accuracy_loss == (0.03 if SCHEMES[target.scheme].bits == 4 else 0.015)
+
+
+def test_a_target_in_an_older_bundle_states_no_accuracy() -> None:
+    document = target_to_json(load_target("h100"))
+    gate = dict(cast(dict[str, object], document["gate"]))
+    assert gate.pop("max_accuracy_loss") == 0.015
+    assert target_from_json({**document, "gate": gate}).gate.max_accuracy_loss == 0.05
+    assert target_from_json(document) == load_target("h100")
+
+
+@pytest.mark.parametrize("loss", [0, 1, 3, "little", True])
+def test_an_accuracy_loss_that_is_none_is_refused(loss: object) -> None:
+    document = target_to_json(load_target("h100"))
+    gate = {**cast(dict[str, object], document["gate"]), "max_accuracy_loss": loss}
+    with pytest.raises(UnusableInput, match="max_accuracy_loss"):
+        target_from_json({**document, "gate": gate})
