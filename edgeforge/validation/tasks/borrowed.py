@@ -1,14 +1,16 @@
 """lm-eval's machinery with three things in it exchanged for ours, for as long as a `with` lasts.
 
     datasets.load_dataset   local files where `--data` names them, and one sentence where a dataset is not there
-    evaluate.load           "code_eval", which fetches a script and runs programs unconfined, is our contained one
+    evaluate                its "code_eval", which fetches a script and runs programs unconfined, is our contained one
     progress and logging    lm-eval's own bars and notices stay silent
 
 They are exchanged where lm-eval looks them up, as its task definitions name datasets of the hub and import the metric
 when they are loaded; nothing in lm-eval takes them as arguments.
 """
 
+import importlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -55,17 +57,52 @@ def datasets_from(data: Path | None) -> Iterator[None]:
     """Datasets and code_eval alone, for lm-eval's own command line."""
     try:
         import datasets
-        import evaluate
         import lm_eval.api.task  # noqa: F401  # named in the error below where it is missing
     except ImportError as error:
         raise MissingDependency(
             f"benchmark tasks need lm-eval: {error}", hint="pip install 'edgeforge[tasks]'"
         ) from None
-    with (
-        _exchanged(datasets, "load_dataset", _loader(datasets.load_dataset, data)),
-        _exchanged(evaluate, "load", _metrics(evaluate.load)),
-    ):
-        yield
+    theirs = sys.modules.get("evaluate")
+    with _exchanged(datasets, "load_dataset", _loader(datasets.load_dataset, data)):
+        sys.modules["evaluate"] = ContainedEvaluate()
+        try:
+            yield
+        finally:
+            sys.modules.pop("evaluate")
+            if theirs is not None:
+                sys.modules["evaluate"] = theirs
+
+
+class ContainedEvaluate(ModuleType):
+    """Hugging Face's evaluate with our code_eval; the package itself is imported when something else is wanted of it,
+    for that takes seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("evaluate")
+
+    def load(self, path: str, *arguments: object, **options: object) -> object:
+        """A metric, by its name."""
+        if path == "code_eval":
+            from edgeforge.validation.execution.code_eval import CodeEval
+
+            return CodeEval()
+        found: object = _real_evaluate().load(path, *arguments, **options)
+        return found
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        found: object = getattr(_real_evaluate(), name)
+        return found
+
+
+def _real_evaluate() -> ModuleType:
+    ours = sys.modules.pop("evaluate")
+    try:
+        return importlib.import_module("evaluate")
+    finally:
+        sys.modules["evaluate"] = ours
 
 
 @contextmanager
@@ -80,15 +117,6 @@ def _exchanged(module: ModuleType, name: str, ours: object) -> Iterator[None]:
 
 def _without_bar(items: object, total: int | None = None) -> object:
     return items
-
-
-def _metrics(load: Callable[..., object]) -> Callable[..., object]:
-    def ours(path: str, *arguments: object, **options: object) -> object:
-        from edgeforge.validation.execution.code_eval import CodeEval
-
-        return CodeEval() if path == "code_eval" else load(path, *arguments, **options)
-
-    return ours
 
 
 def _loader(load: Callable[..., Any], data: Path | None) -> Callable[..., Any]:

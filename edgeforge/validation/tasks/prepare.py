@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +66,17 @@ def prepare_tasks(options: TaskOptions) -> PreparedTasks:
     """
     _check_options(options)
     with lm_eval_with(options.data):
-        from lm_eval.tasks import TaskManager
-
-        manager = TaskManager()
+        manager = _manager()
         _check_names(options, manager)
         return PreparedTasks(options=options, tasks=tuple(_prepare(name, manager, options) for name in options.names))
+
+
+@lru_cache(maxsize=1)
+def _manager() -> "TaskManager":
+    """lm-eval's index of all tasks; reading it takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _check_options(options: TaskOptions) -> None:
