@@ -1,6 +1,6 @@
 """Facts hidden in long inputs: does the bundle still find what the original finds?
 
-Locker numbers of people are strewn between the sentences of `prose`, and asked for after 1,024, 2,048, 4,096... tokens
+Locker numbers of people are strewn between the sentences of `prose`, and asked for after 512, 1,024, 2,048... tokens
 and near the context's end, each time at eight depths. The answer counts as right where the right number is likelier
 than four others, two of which belong to somebody else in the text and two to nobody: small models, too, can be asked
 that, which cannot answer in words. McNemar's exact test over all questions says whether the bundle lost more than
@@ -31,7 +31,7 @@ from edgeforge.validation.probes.prose import paragraphs
 
 RESERVE = 64  # tokens for a question and its answer
 DEPTHS = 8
-SHORTEST = 1024
+SHORTEST = 512
 CHOICES = 5
 SEED = 20_240_727
 

@@ -46,14 +46,13 @@ def stored(bundle: Path, slot: Slot) -> NDArray[np.generic]:
     return np.memmap(path, ITEM[slot.dtype], "r+", offset=slot.offset, shape=slot.shape)
 
 
-def flat_rotary(plan: BuildPlan, start: int) -> Callable[[Path], None]:
-    """Forgets positions from `start` on: all are rotated as that one."""
+def short_rotary(plan: BuildPlan, stop: int) -> Callable[[Path], None]:
+    """Rotary tables that were filled up to position `stop` and hold zeros from there on."""
 
     def edit(bundle: Path) -> None:
         layout = weight_layout(plan)
         for slot in (layout.cos, layout.sin):
-            table = stored(bundle, slot)
-            table[start:] = table[start]
+            stored(bundle, slot)[stop:] = 0
 
     return edit
 

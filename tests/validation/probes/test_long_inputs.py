@@ -14,7 +14,7 @@ from edgeforge.validation.probes.common import Pairs
 from edgeforge.validation.probes.prose import long_ids, paragraphs
 from edgeforge.validation.statistics import compare_logits, summarize
 
-from .broken import changed, flat_rotary, subject, unheard
+from .broken import changed, short_rotary, subject, unheard
 
 
 def test_ranges_cover_the_context_and_its_end_is_one_of_its_own() -> None:
@@ -58,7 +58,7 @@ def test_rotary_tables_that_end_too_early_fail_where_they_end(
     assert sound.verdict == "pass"
     assert [(row.start, row.stop) for row in sound.positions] == [(0, 128), (128, 256), (256, 384), (384, 512)]
     assert all(row.mean_kl_divergence < 1e-6 for row in sound.positions)
-    broken = load(changed(stories_f32.bundle, tmp_path / "b", flat_rotary(stories_f32.plan, 256)))
+    broken = load(changed(stories_f32.bundle, tmp_path / "b", short_rotary(stories_f32.plan, 256)))
     found = positions.probe_positions(subject(reference, broken), unheard)
     assert found.verdict == "fail"
     near, far = found.positions[:2], found.positions[2:]
@@ -91,10 +91,10 @@ def test_every_needle_that_is_asked_for_lies_in_what_was_read(stories_f32: Build
     ids, needles = needle.haystack(model, 4032)
     text = model.decode(ids)
     assert len(ids) == 4032
-    assert needle.lengths_of(4032) == [1024, 2048, 4032]
-    assert needle.lengths_of(8128) == [1024, 2048, 4096, 8128]
-    assert needle.lengths_of(960) == [960]
-    for length in needle.lengths_of(4032):
+    assert needle.lengths_of(4032) == [512, 1024, 2048, 4032]
+    assert needle.lengths_of(8128) == [512, 1024, 2048, 4096, 8128]
+    assert needle.lengths_of(960) == [512, 960]
+    for length in needle.lengths_of(4032)[1:]:  # in 512 of its tokens are few sentences
         asked = needle.asked(needles, length)
         assert len(asked) == needle.DEPTHS
         depths = [each.place / length for each in asked]
@@ -162,10 +162,8 @@ def test_chance_fails_nobody_and_guessing_proves_nothing() -> None:
 @pytest.mark.slow
 def test_the_demo_finds_its_needles_and_loses_them_with_its_positions(demo_gguf: Path, tmp_path: Path) -> None:
     original = build_once(tmp_path, "demo", scheme="f32", context=1100)
-    broken = load(changed(original.bundle, tmp_path / "broken", flat_rotary(original.plan, 600)))
+    broken = load(changed(original.bundle, tmp_path / "broken", short_rotary(original.plan, 300)))
     both = subject(original.load(), broken)
     where, what = positions.probe_positions(both, unheard), needle.probe_needle(both, unheard)
     assert (where.verdict, what.verdict) == ("fail", "fail")
-    near, far = where.positions
-    assert near.mean_kl_divergence < 1e-6 and far.mean_kl_divergence > 0.1
     assert what.figures[0].reference is not None and what.figures[0].reference > 70 > what.figures[0].candidate
