@@ -161,6 +161,17 @@ def test_a_short_bundle_is_scored_with_its_own_context(
     assert (report.context, report.scored_tokens) == (128, 3 * 63)
 
 
+def test_too_few_tokens_are_told_how_many_would_do(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_with(monkeypatch, NoisyModel(checkpoint, noise=0.1))
+    report = validate(make_bundle(tmp_path, checkpoint), checkpoint, gate=LOOSE, chunks=1, context=64)
+    assert report.verdict == "undecided"
+    needed = max(check.items_needed or 0 for check in report.gate.checks)
+    assert needed > 31
+    assert f"About {needed:,} scored tokens would do" in " ".join(report.notes)
+
+
 @pytest.mark.parametrize(
     ("precision", "says"),
     [("Q4_1", "itself 4-bit (Q4_1)"), ("Q4_0, F32", "itself 4-bit"), ("Q8_0", "itself quantized (Q8_0)"), ("BF16", "")],
