@@ -273,8 +273,11 @@ class BundleLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
 
 def _device(name: str | None) -> Literal["cpu", "cuda"] | None:
-    """The runtime's name for one of lm-eval's devices (`cuda:0`)."""
-    if name is None:
+    """The runtime's name for one of lm-eval's devices; None: what the bundle was built for.
+
+    lm-eval's command line says `cuda:0` where its user says nothing, so that cannot mean more than a bundle's own.
+    """
+    if name is None or name == "cuda:0":
         return None
     if name != "cpu" and not name.startswith("cuda"):
         raise UsageError(f"there is no device {name} for a bundle", hint="device=cpu or device=cuda")
