@@ -24,6 +24,8 @@ SAYS = {
     "upload": "Uploading",
     "download": "Downloading",
     "measure": "Measuring",
+    "tasks": "Asking tasks",
+    "probes": "Probing",
 }
 
 

@@ -1,4 +1,4 @@
-"""`edgeforge validate`: a bundle against its original, on the same tokens, with the target's gate."""
+"""`edgeforge validate`: a bundle against its original, with the target's gate; or two bundles side by side."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,14 +8,14 @@ import click
 from edgeforge.cli import options
 
 if TYPE_CHECKING:
-    from edgeforge.model.checkpoint import Checkpoint
-    from edgeforge.runtime.manifest import Manifest
+    from edgeforge.pipeline.proving import ProofOptions
     from edgeforge.validation.protocol import Protocol
     from edgeforge.validation.report import ValidationReport
+    from edgeforge.validation.tasks import TaskOptions
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="BUNDLE")
 @click.option(
     "--reference",
     metavar="REF",
@@ -23,7 +23,39 @@ if TYPE_CHECKING:
 )
 @click.option("--allow-other-reference", is_flag=True, help="Accept an original that the bundle was not built from.")
 @click.option(
+    "--tasks",
+    metavar="A,B",
+    help="Benchmarks by lm-eval's names: mmlu, gsm8k, humaneval, lambada_openai, wikitext, hellaswag, arc_challenge...",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Items of each task (of each of mmlu's subjects)."
+)
+@click.option(
+    "--num-fewshot",
+    "--num_fewshot",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Examples before each item.  [default: the task's own]",
+)
+@click.option("--apply-chat-template", "--apply_chat_template", is_flag=True, help="Ask in the model's chat template.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the items where --limit is given.")
+@click.option(
+    "--allow-code-execution", is_flag=True, help="Run the programs that humaneval has the models write, contained."
+)
+@click.option(
+    "--probes",
+    metavar="A,B",
+    help="Behaviour beyond accuracy: tokenizer, chat-template, positions, needle, json, repetition, languages, layers; "
+    "or `all`.",
+)
+@click.option(
     "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="With --tasks: a folder of their data files.  [default: the hub's]  Without: the same as --text.",
+)
+@click.option(
+    "--text",
     type=click.Path(path_type=Path),
     metavar="PATH",
     help="Text to score: a file, or a folder of *.txt, *.raw, *.txt.gz, *.raw.gz.  [default: a built-in text]",
@@ -39,121 +71,196 @@ if TYPE_CHECKING:
     show_default=True,
     help="Score the second half of each chunk as llama.cpp does, or every token.",
 )
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write the verdicts as JUnit XML, too.")
+@click.option("--compare", is_flag=True, help="Put the reports of two bundles side by side; nothing is run.")
+@click.option("--page", type=click.Path(path_type=Path), metavar="FILE", help="With --compare: write a page as well.")
 @options.threads_option
 @options.json_option
 @options.quiet_option
 def validate(
-    bundle: Path,
+    bundles: tuple[Path, ...],
     reference: str | None,
     allow_other_reference: bool,
+    tasks: str | None,
+    limit: int | None,
+    num_fewshot: int | None,
+    apply_chat_template: bool,
+    seed: int,
+    allow_code_execution: bool,
+    probes: str | None,
     data: Path | None,
+    text: Path | None,
     chunks: int | None,
     context: int | None,
     protocol: "Protocol",
+    junit: Path | None,
+    compare: bool,
+    page: Path | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Compare BUNDLE with the model it was built from: perplexity, KL divergence, and the same first choice.
+    """Compare BUNDLE with the model it was built from: perplexity, KL divergence, the same first choice, and, where
+    asked for, benchmark tasks and probes.
 
-    Both read the same tokens, the bundle through the runtime that users embed. Where it is for another engine than
-    onnxruntime, its stored weights are read back and run in float32, with activations rounded as the engine rounds
-    them. The report goes to BUNDLE/reports/, and exit code 5 says that the target's gate failed.
+    Both models get the same tokens and the same items, the bundle through the runtime that users embed. Where it is
+    for another engine than onnxruntime, its stored weights are read back and run in float32, with activations rounded
+    as the engine rounds them. The report goes to BUNDLE/reports/, and exit code 5 says that the target's gate failed.
+    An interrupted validation goes on where it stopped: give the same command again.
 
     \b
     Examples:
       edgeforge validate artifacts/demo-cpu
-      edgeforge validate artifacts/demo-cpu --data wikitext2_test.raw.gz --chunks 40
+      edgeforge validate artifacts/demo-cpu --text wikitext2_test.raw.gz --chunks 40
+      edgeforge validate artifacts/demo-cpu --tasks mmlu,gsm8k,lambada_openai --limit 20 --data benchmarks/
+      edgeforge validate artifacts/demo-cpu --probes all --junit validation.xml
       edgeforge validate llama-1b --reference ./Llama-3.2-1B-Instruct --json
+      edgeforge validate --compare artifacts/demo-int4 artifacts/demo-int8
     """
-    from edgeforge.bundle import seal
-    from edgeforge.cli.console import emit_json
-    from edgeforge.cli.progress import Progress
-    from edgeforge.cli.report import check_gate
-    from edgeforge.planning import plan_from_json
-    from edgeforge.runtime import verify
-    from edgeforge.validation import load_texts, report_to_json, write_report
-    from edgeforge.validation import validate as compare
+    if compare:
+        compare_bundles(bundles, page=page, as_json=as_json)
+        return
+    from edgeforge.errors import UsageError
+    from edgeforge.pipeline.proving import ProofOptions
+    from edgeforge.validation import load_texts
 
-    manifest = verify(bundle, "quick")
-    gate = plan_from_json(manifest.plan).target.gate
-    texts = None if data is None else load_texts(data)
-    checkpoint = open_reference(manifest, reference, allow_other=allow_other_reference)
-    with Progress(quiet=quiet or as_json) as progress:
-        report = compare(
-            bundle,
-            checkpoint,
-            gate=gate,
-            texts=texts,
-            text_name=None if data is None else data.resolve().name,
+    if len(bundles) != 1:
+        raise UsageError("one bundle is validated at a time", hint="two are put side by side with --compare")
+    if page is not None:
+        raise UsageError("--page goes with --compare", hint="the report's own page is BUNDLE/reports/validation.html")
+    if text is None and tasks is None:
+        text = data
+    chosen = _task_options(tasks, limit, num_fewshot, apply_chat_template, data, seed, allow_code_execution)
+    run_proof(
+        ProofOptions(
+            bundle=bundles[0],
+            reference=reference,
+            allow_other_reference=allow_other_reference,
+            texts=None if text is None else load_texts(text),
+            text_name=None if text is None else text.resolve().name,
             chunks=chunks,
             context=context,
             protocol=protocol,
+            tasks=chosen,
+            probes=_probe_names(probes),
             threads=threads,
-            progress=lambda done, total: progress("validate", done, total),
-        )
-    write_report(report, bundle)
-    seal(bundle)
+            command=_command(),
+        ),
+        junit=junit,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+def run_proof(proof: "ProofOptions", *, junit: Path | None, as_json: bool, quiet: bool) -> None:
+    """Validate, write the reports, tell, and hold the gate."""
+    from edgeforge.bundle import seal
+    from edgeforge.cli.console import emit_json
+    from edgeforge.cli.progress import Progress
+    from edgeforge.cli.proof import render
+    from edgeforge.cli.report import check_gate
+    from edgeforge.pipeline.proving import prove
+    from edgeforge.validation import report_to_json, write_report
+
+    with Progress(quiet=quiet or as_json) as progress:
+        report = prove(proof, progress=progress)
+    write_report(report, proof.bundle)
+    seal(proof.bundle)
+    if junit is not None:
+        _write_junit(report, junit)
     if as_json:
         emit_json(report_to_json(report))
     else:
-        click.echo(render(report, bundle))
-    check_gate(report, bundle)
+        click.echo(render(report, proof.bundle))
+    check_gate(report, proof.bundle)
 
 
-def open_reference(manifest: "Manifest", reference: str | None, *, allow_other: bool) -> "Checkpoint":
-    """The original's checkpoint: what the user names, or the source that the manifest names where anybody can get it.
-
-    UsageError when there is nothing to go by, UnusableInput when it is another checkpoint than the bundle's source.
-    """
+def compare_bundles(bundles: tuple[Path, ...], *, page: Path | None, as_json: bool) -> None:
+    """Two bundles' reports side by side, as text or JSON, and as a page where one is asked for."""
+    from edgeforge.cli.comparison import comparison_text
+    from edgeforge.cli.console import emit_json
     from edgeforge.errors import UnusableInput, UsageError
-    from edgeforge.model.checkpoint import open_checkpoint
+    from edgeforge.validation import read_report
+    from edgeforge.validation.comparing import compare_reports, comparison_to_json, render_comparison_page
 
-    source = manifest.source
-    if reference is None and (source.kind not in ("demo", "hub") or source.name is None):
-        raise UsageError(
-            "the bundle was built from a local checkpoint, whose place it does not record",
-            hint="name the original with --reference PATH",
-        )
-    name = reference or source.name or "demo"
-    checkpoint = open_checkpoint(name, revision=source.revision if name == source.name else None)
-    if checkpoint.fingerprint != source.fingerprint and not allow_other:
-        raise UnusableInput(
-            f"{name} is not the checkpoint that the bundle was built from: its fingerprint is "
-            f"{_short(checkpoint.fingerprint)}, the source's was {_short(source.fingerprint)}",
-            hint="name the original with --reference, or compare with this one all the same: --allow-other-reference",
-        )
-    return checkpoint
-
-
-def _short(fingerprint: str) -> str:
-    return fingerprint.removeprefix("sha256:")[:12]
+    if len(bundles) != 2:
+        raise UsageError("--compare takes two bundles", hint="edgeforge validate --compare A B")
+    reports = []
+    for bundle in bundles:
+        report = read_report(bundle)
+        if report is None:
+            raise UnusableInput(f"{bundle} has no validation report", hint=f"edgeforge validate {bundle}")
+        reports.append(report)
+    document = compare_reports(reports[0], reports[1], (str(bundles[0]), str(bundles[1])))
+    if page is not None:
+        page.write_text(render_comparison_page(document), encoding="utf-8")
+    if as_json:
+        emit_json(comparison_to_json(document))
+    else:
+        click.echo(comparison_text(document))
 
 
-def render(report: "ValidationReport", bundle: Path) -> str:
-    """The report for people: figures, notes, the gate check by check, and where the page lies."""
-    from edgeforge.cli.report import validation_fields
-    from edgeforge.cli.text import fields, table
+def _task_options(
+    tasks: str | None,
+    limit: int | None,
+    num_fewshot: int | None,
+    apply_chat_template: bool,
+    data: Path | None,
+    seed: int,
+    allow_code_execution: bool,
+) -> "TaskOptions | None":
+    """None where no tasks are asked for; options of tasks are refused then."""
+    from edgeforge.errors import UsageError
+    from edgeforge.validation.tasks import TaskOptions
 
-    original = report.reference.name or "local checkpoint"
-    spread = (
-        f"median {report.median_kl_divergence:.4g}, 99 % below {report.p99_kl_divergence:.4g}, "
-        f"largest {report.max_kl_divergence:.4g} nats"
+    if tasks is None:
+        given = {
+            "--limit": limit is not None,
+            "--num-fewshot": num_fewshot is not None,
+            "--apply-chat-template": apply_chat_template,
+            "--allow-code-execution": allow_code_execution,
+        }
+        for name, is_given in given.items():
+            if is_given:
+                raise UsageError(f"{name} is about tasks, and none are asked for", hint="add --tasks mmlu,gsm8k")
+        return None
+    return TaskOptions(
+        names=_words(tasks),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        data=data,
+        seed=seed,
+        allow_code_execution=allow_code_execution,
     )
-    figures = [("original", f"{original}, stored as {report.reference.precision}"), *validation_fields(report)]
-    figures.insert(-2, ("KL spread", spread))
-    figures.insert(-2, ("protocol", f"{report.protocol}, {len(report.chunks)} chunks of {report.context} tokens"))
-    figures += [("note", note) for note in report.notes]
-    rows = [
-        (
-            check.figure.replace("_", " ").replace("kl", "KL"),
-            f"{check.value:.5f}",
-            f"{check.limit:g}",
-            f"{check.lower_bound:.5f} .. {check.upper_bound:.5f}",
-            {"undecided": "too few tokens"}.get(check.verdict, check.verdict),
-        )
-        for check in report.gate.checks
-    ]
-    headers = ("gate", "measured", "limit", f"{report.gate.confidence:.0%} bounds", "verdict")
-    page = bundle / "reports" / "validation.html"
-    return f"{fields(figures, indent=0)}\n\n{table(headers, rows, right=frozenset({1, 2, 3}))}\n\n{page}"
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return () if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _probe_names(text: str | None) -> tuple[str, ...]:
+    names = _words(text)
+    if names != ("all",):
+        return names
+    from edgeforge.validation.probes import PROBES
+
+    return tuple(PROBES)
+
+
+def _command() -> str:
+    """What was typed, as it can be typed again."""
+    import shlex
+    import sys
+
+    return shlex.join(["edgeforge", *sys.argv[1:]])
+
+
+def _write_junit(report: "ValidationReport", path: Path) -> None:
+    from edgeforge.errors import UnusableInput
+    from edgeforge.validation.junit import render_junit
+
+    try:
+        path.write_text(render_junit(report), encoding="utf-8")
+    except OSError as error:
+        raise UnusableInput(f"{path} cannot be written: {error.strerror}", hint="name another file") from None

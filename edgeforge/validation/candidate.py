@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgeforge import runtime
 from edgeforge.planning import plan_from_json
@@ -11,6 +11,9 @@ from edgeforge.runtime.manifest import ENGINE_BACKENDS, Manifest
 from edgeforge.validation import stored
 from edgeforge.validation.compare import ForwardLogits, LogitsOfChunk, Progress
 from edgeforge.validation.protocol import Chunks
+
+if TYPE_CHECKING:
+    from edgeforge.runtime.model import Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +35,19 @@ def open_candidate(
         weights, tap = stored.open_stored(plan, bundle / "model")
         forward = ForwardLogits(weights=weights, chunks=chunks, progress=progress, tap=tap)
         return Candidate(logits=forward, steps=forward.steps, notes=(stored.note(plan),))
-    device = _device(manifest)
-    model = runtime.load(bundle, threads=threads, verify="quick", device=device)
+    model = open_model(bundle, manifest, threads=threads)
     provider = manifest.requirements.provider
     note = f"The same graph was run on the processor: this onnxruntime has no {provider}."
     return Candidate(
         logits=lambda chunk: model.score(chunks.ids[chunk].tolist())[chunks.positions],
         steps=0,
-        notes=(note,) if device == "cpu" else (),
+        notes=(note,) if _device(manifest) == "cpu" else (),
     )
+
+
+def open_model(bundle: Path, manifest: Manifest, *, threads: int | None) -> "Model":
+    """The bundle as users run it, or its graph on the processor where this machine lacks its device."""
+    return runtime.load(bundle, threads=threads, verify="quick", device=_device(manifest))
 
 
 def _device(manifest: Manifest) -> Literal["cpu"] | None:

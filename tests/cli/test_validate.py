@@ -133,7 +133,7 @@ def test_a_public_source_is_its_own_reference(
         asked.append(reference)
         return checkpoint
 
-    monkeypatch.setattr("edgeforge.model.checkpoint.open_checkpoint", opened)
+    monkeypatch.setattr("edgeforge.pipeline.reference.open_checkpoint", opened)
     answer_with(monkeypatch, NoisyModel(checkpoint, noise=0.0))
     assert run(make_bundle(tmp_path, checkpoint, kind=kind, name=name), "--chunks", "2", "--quiet") == 0
     assert asked == [name]
