@@ -61,7 +61,7 @@ def test_every_command_in_a_document_parses(path: Path) -> None:
 
 def test_the_parser_of_this_test_finds_commands_and_refuses_wrong_ones() -> None:
     assert len(edgeforge_commands(README)) > 8
-    assert len(edgeforge_commands(WORKFLOW)) == 3
+    assert len(edgeforge_commands(WORKFLOW)) == 4
     for wrong in (["buidl"], ["build", "--targte", "cpu"], ["plan"], ["targets", "show"], ["build", "-t", "cpu", "x"]):
         with pytest.raises(click.UsageError):
             parse(edgeforge, wrong, None, "edgeforge")

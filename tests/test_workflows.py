@@ -151,8 +151,8 @@ def test_a_tag_builds_signs_and_publishes_every_target(
 def test_a_gate_failure_stops_the_publication(workspace: Path, tmp_path: Path, key: tuple[str, Path]) -> None:
     scratch = tmp_path / "scratch"
     outcome = run(workspace, scratch, key[0], ["first.toml", "strict.toml"])
-    assert outcome.statuses["build strict.toml: Build, validate, hold the gate"] == 5
-    assert "::error title=Gate failed::" in outcome.said["build strict.toml: Build, validate, hold the gate"]
+    assert outcome.statuses["build strict.toml: Validate, hold the gate"] == 5
+    assert "::error title=Gate failed::" in outcome.said["build strict.toml: Validate, hold the gate"]
     assert "build strict.toml: Check every byte" not in outcome.statuses
     assert outcome.statuses["build first.toml: Check every byte"] == 0
     assert outcome.done == set()
@@ -161,6 +161,10 @@ def test_a_gate_failure_stops_the_publication(workspace: Path, tmp_path: Path, k
     assert "FAILED" in (scratch / "build-strict-toml.GITHUB_STEP_SUMMARY").read_text()
     kept = {path.name for path in (scratch / "artifacts").iterdir()}
     assert kept == {"bundle-first", "reports-first", "reports-strict"}
+    reports = scratch / "artifacts" / "reports-strict"
+    assert (reports / "validation.html").is_file()
+    assert "<failure " in (reports / "validation.xml").read_text()
+    assert "<failure " not in (scratch / "artifacts" / "reports-first" / "validation.xml").read_text()
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from published import Run, document, refused
 from registries import ROOT, running
-from workflows import Outcome, Service, make_workspace, run_gitlab, signing_key
+from workflows import Outcome, Service, load, make_workspace, run_gitlab, signing_key
 
 WORKFLOW = ROOT / "ci" / "gitlab" / "bundles.yml"
 ROBOT = "robot:$2b$04$ZJDFlAvpuItJO.BUx2aZ1.rgg/ZjHjcgAe5s4LIlbX6SQ0GKGx3Pe\n"  # bcrypt of `right`
@@ -62,3 +62,5 @@ def test_a_gate_failure_stops_the_publication_and_keeps_its_report(workspace: Pa
     assert outcome.statuses == {"build-bundle strict.toml": 5}
     assert not (tmp_path / "published").exists()
     assert (tmp_path / "scratch" / "artifacts" / "bundles" / "strict" / "reports" / "validation.html").is_file()
+    (junit,) = load(WORKFLOW)["build-bundle"]["artifacts"]["reports"].values()
+    assert "<failure " in (tmp_path / "scratch" / "build-bundle-strict-toml" / junit).read_text()
