@@ -36,7 +36,8 @@ def shell_lines(path: Path) -> Iterator[str]:
 
 def edgeforge_commands(path: Path) -> list[list[str]]:
     """The arguments of every `edgeforge ...` in a document's shell lines."""
-    lines = [line for line in shell_lines(path) if line.startswith("edgeforge ")]
+    # A number in the workflow's environment, which is parsed as one.
+    lines = [line.replace("$CHUNKS", "8") for line in shell_lines(path) if line.startswith("edgeforge ")]
     return [shlex.split(re.split(r" (?:>|\|\|?|&&) ", line)[0], comments=True)[1:] for line in lines]
 
 

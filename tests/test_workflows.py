@@ -103,6 +103,7 @@ def run(
     """On a tag. EdgeForge is installed where `environment` says how pip finds it."""
     contexts = {
         "inputs.model": "./model",
+        "inputs.chunks": "8",
         "inputs.edgeforge": edgeforge,
         "inputs.publish-to": (scratch / "published").as_uri(),
         "github.ref": "refs/tags/v1",
