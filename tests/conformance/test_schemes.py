@@ -24,11 +24,13 @@ class Case:
     symmetric: bool | None = None
 
 
+F16_CPU = str(Path(__file__).parents[1] / "benchmarks" / "cpu-f16.toml")
 CASES = {
     "f32": Case(scheme="f32", at_most=1e-9),
     "w8": Case(scheme="w8a16", symmetric=True, at_most=0.003),
     "w8 asymmetric": Case(scheme="w8a16", symmetric=False, at_most=0.003),
     "w6 g32": Case(scheme="w6a16", group_size=32, symmetric=True, at_most=0.02),
+    "f16 w6 g32": Case(target=F16_CPU, scheme="w6a16", group_size=32, symmetric=True, at_most=0.02),
     "w6 g64 asymmetric": Case(scheme="w6a16", group_size=64, symmetric=False, at_most=0.02),
     "w4 g32": Case(group_size=32, symmetric=True, at_most=0.25),
     "w4 g32 asymmetric": Case(group_size=32, symmetric=False, at_most=0.20),
