@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     help="Benchmarks by lm-eval's names: mmlu, gsm8k, humaneval, lambada_openai, wikitext, hellaswag, arc_challenge...",
 )
 @click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Items of each task (of each of mmlu's subjects)."
+    "--limit",
+    metavar="N",
+    help="Items of each task (of each of mmlu's subjects), or of named ones: mmlu=5,gsm8k=20.  [default: all]",
 )
 @click.option(
     "--num-fewshot",
@@ -82,7 +84,7 @@ def validate(
     reference: str | None,
     allow_other_reference: bool,
     tasks: str | None,
-    limit: int | None,
+    limit: str | None,
     num_fewshot: int | None,
     apply_chat_template: bool,
     seed: int,
@@ -202,7 +204,7 @@ def compare_bundles(bundles: tuple[Path, ...], *, page: Path | None, as_json: bo
 
 def _task_options(
     tasks: str | None,
-    limit: int | None,
+    limit: str | None,
     num_fewshot: int | None,
     apply_chat_template: bool,
     data: Path | None,
@@ -224,15 +226,32 @@ def _task_options(
             if is_given:
                 raise UsageError(f"{name} is about tasks, and none are asked for", hint="add --tasks mmlu,gsm8k")
         return None
+    everywhere, named = _limits(limit)
     return TaskOptions(
         names=_words(tasks),
-        limit=limit,
+        limit=everywhere,
+        limits=named,
         num_fewshot=num_fewshot,
         apply_chat_template=apply_chat_template,
         data=data,
         seed=seed,
         allow_code_execution=allow_code_execution,
     )
+
+
+def _limits(text: str | None) -> tuple[int | None, tuple[tuple[str, int], ...]]:
+    """`20`, or `mmlu=5,gsm8k=20`: of every task, or of those that are named."""
+    from edgeforge.errors import UsageError
+
+    if text is None or text.isdecimal():
+        return (None if text is None else int(text)), ()
+    named = []
+    for word in _words(text):
+        name, equals, count = word.partition("=")
+        if not (name and equals and count.isdecimal()):
+            raise UsageError(f"--limit {text} is no number of items", hint="--limit 20, or --limit mmlu=5,gsm8k=20")
+        named.append((name, int(count)))
+    return None, tuple(named)
 
 
 def _words(text: str | None) -> tuple[str, ...]:

@@ -137,3 +137,38 @@ def test_a_public_source_is_its_own_reference(
     answer_with(monkeypatch, NoisyModel(checkpoint, noise=0.0))
     assert run(make_bundle(tmp_path, checkpoint, kind=kind, name=name), "--chunks", "2", "--quiet") == 0
     assert asked == [name]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (("--limit", "5"), 2, "--limit is about tasks"),
+        (("--tasks", "lambada_openai", "--limit", "five"), 2, "is no number of items"),
+        (("--tasks", "lambada_openai", "--limit", "mmlu=5"), 2, "which is not asked"),
+        (("--tasks", ","), 2, "the list of tasks is empty"),
+        (("--tasks", "lambda_openai"), 2, "did you mean lambada_openai"),
+        (("--tasks", "humaneval"), 2, "--allow-code-execution"),
+        (("--probes", "neddle"), 3, "did you mean needle"),
+        (("--page", "out.html"), 2, "--page goes with --compare"),
+        (("--compare",), 2, "two bundles"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence_before_the_work(
+    checkpoint: Checkpoint,
+    stories: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    code: int,
+    sentence: str,
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("no model is loaded")
+
+    bundle = make_bundle(tmp_path, checkpoint)
+    monkeypatch.setattr("edgeforge.runtime.load", load)
+    assert run(bundle, "--reference", stories, *options) == code
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("error: ") == 1

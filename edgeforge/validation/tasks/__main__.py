@@ -1,6 +1,6 @@
 """lm-eval's own command line, which knows the model `edgeforge` as well:
 
-    python -m edgeforge.validation.tasks --model edgeforge --model_args bundle=DIR --tasks lambada_openai --limit 100
+    edgeforge-lm-eval --model edgeforge --model_args bundle=DIR --tasks lambada_openai --limit 100
 
 Every option is lm-eval's, with one addition: `--data DIR` reads datasets from local files (`sources`). lm-eval 0.4.13
 finds models in its own table and nowhere else (no entry points, no path for code), so its bare command `lm_eval` cannot
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from edgeforge.errors import EdgeForgeError, MissingDependency
+from edgeforge.runtime import BundleError
 from edgeforge.validation.tasks.borrowed import datasets_from
 
 
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
 
             sys.argv = ["lm_eval", *given]
             cli_evaluate()
-    except EdgeForgeError as error:
+    except (EdgeForgeError, BundleError) as error:
         sys.stderr.write(f"error: {error.message}\n")
         if error.hint is not None:
             sys.stderr.write(f"hint: {error.hint}\n")

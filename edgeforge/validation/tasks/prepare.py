@@ -86,8 +86,12 @@ def _check_options(options: TaskOptions) -> None:
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise UsageError(f"the task {doubled[0]} is named twice", hint="name each task once")
-    if options.limit is not None and options.limit < 1:
-        raise UsageError(f"a limit of {options.limit} items leaves nothing to ask", hint="give 1 or more")
+    for name, _ in options.limits:
+        if name not in names:
+            raise UsageError(f"a limit is given for {name}, which is not asked", hint=f"add it to --tasks {names[0]}")
+    for limit in (options.limit, *dict(options.limits).values()):
+        if limit is not None and limit < 1:
+            raise UsageError(f"a limit of {limit} items leaves nothing to ask", hint="give 1 or more")
     if options.num_fewshot is not None and options.num_fewshot < 0:
         raise UsageError(f"there are no {options.num_fewshot} examples", hint="give 0 or more")
     if options.data is not None and not options.data.is_dir():
@@ -129,7 +133,8 @@ def _prepare(name: str, manager: "TaskManager", options: TaskOptions) -> Prepare
     for task in loaded.values():
         _set_fewshot(task, options.num_fewshot)
         check_figures(name, task)
-    pairs = [(_part(each, task, options), list(task.eval_docs)) for each, task in loaded.items()]
+    limit = options.limit_of(name)
+    pairs = [(_part(each, task, options, limit), list(task.eval_docs)) for each, task in loaded.items()]
     asked = [docs[place] for part, docs in pairs for place in part.places]
     return PreparedTask(
         name=name,
@@ -145,9 +150,9 @@ def _prepare(name: str, manager: "TaskManager", options: TaskOptions) -> Prepare
     )
 
 
-def _part(name: str, task: "ConfigurableTask", options: TaskOptions) -> Part:
+def _part(name: str, task: "ConfigurableTask", options: TaskOptions, limit: int | None) -> Part:
     docs = list(task.eval_docs)
-    places = drawing.draw(docs, options.limit, seed=options.seed)
+    places = drawing.draw(docs, limit, seed=options.seed)
     return Part(
         name=name,
         title=task.config.task_alias or name,

@@ -99,6 +99,15 @@ def test_mmlu_is_drawn_by_subject(test_data: Path) -> None:
         assert len(examples) == 5 and not set(asked) & set(examples)
 
 
+def test_limits_of_named_tasks_come_before_the_one_of_all(test_data: Path) -> None:
+    names = ("lambada_openai", "gsm8k")
+    data = test_data / "benchmarks"
+    prepared = prepare_tasks(TaskOptions(names=names, limit=3, limits=(("gsm8k", 2),), num_fewshot=0, data=data))
+    assert [task.subset.items for task in prepared.tasks] == [3, 2]
+    with pytest.raises(UsageError, match="which is not asked"):
+        prepare_tasks(TaskOptions(names=names, limits=(("mmlu", 2),), data=data))
+
+
 def test_a_draw_is_the_same_everywhere_and_grows() -> None:
     items = [{"text": f"item {number}"} for number in range(100)]
     assert draw(items, 5, seed=0) == DRAWN

@@ -95,3 +95,13 @@ def test_a_killed_run_goes_on_at_its_item(stories_f32: Build, test_data: Path) -
     computed, reference, candidate = map(int, rest.stdout.split())
     assert (reference, candidate) == (10, 10)
     assert computed <= 6
+
+
+@pytest.mark.slow
+def test_lm_evals_own_command_line_knows_bundles(stories_f32: Build, test_data: Path) -> None:
+    """lm-eval's options, tasks and table; the model is a bundle."""
+    command = [sys.executable, "-m", "edgeforge.validation.tasks", "--model", "edgeforge", "--tasks", "lambada_openai"]
+    command += ["--model_args", f"bundle={stories_f32.bundle}", "--limit", "3", "--data", str(test_data / "benchmarks")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "|lambada_openai|" in done.stdout
