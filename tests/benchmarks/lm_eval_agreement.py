@@ -1,6 +1,6 @@
 """How far lm-eval's transformers backend and ours agree on the same float32 weights: `python lm_eval_agreement.py`.
 
-Both real models. MMLU in 100 items, LAMBADA, WikiText and GSM8K's greedy answers; prints a table. Takes minutes.
+Both real models. MMLU in 100 items, LAMBADA, WikiText and GSM8K's greedy answers; a line for each. Takes minutes.
 """
 
 import argparse
@@ -29,10 +29,13 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=20, help="of each MMLU subject (5) and of GSM8K")
     parser.add_argument("--lambada", type=int, default=100)
     parser.add_argument("--wikitext", type=int, default=5)
+    parser.add_argument("--tasks", help="of those, only these: names, with commas between")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     limits = {f"mmlu_{subject}": options.items for subject in SUBJECTS}
     limits |= {"lambada_openai": options.lambada, "wikitext": options.wikitext, "gsm8k": options.items}
+    if options.tasks is not None:
+        limits = {name: limits[name] for name in options.tasks.split(",")}
     for model in options.models.split(","):
         reference = "demo" if model == "demo" else str(options.data / "models" / "stories260k")
         with tempfile.TemporaryDirectory() as folder:
