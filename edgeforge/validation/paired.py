@@ -36,7 +36,7 @@ MOST_ITEMS = 100_000  # no public benchmark has as many: the loss lies on the li
 def difference(reference: Values, candidate: Values, *, confidence: float, seed: int = 0) -> tuple[float, Interval]:
     """The mean of candidate - reference [n] and its two-sided interval. ValueError for no or unlike scores."""
     loss, low, high = _loss(reference, candidate, (1 + confidence) / 2, seed)
-    return -loss, Interval(low=-high, high=-low)
+    return 0.0 - loss, Interval(low=0.0 - high, high=0.0 - low)  # never the -0.0 that -x makes of nothing
 
 
 def ratio(
