@@ -1,7 +1,8 @@
 """From logits to a token: small functions that compose, each float32 [V] -> float32 [V], none changes its argument.
 
 The semantics, the order (repetition penalty, temperature, top-k, top-p, min-p) and the edge cases are those of
-transformers' logits processors, which the tests compare them with. A token that is ruled out has logit -inf.
+transformers' logits processors, which the tests compare them with. A token that is ruled out has logit -inf; what a
+constraint rules out is so before everything else.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from .errors import UnusableBundle
 
 Logits = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 GREEDY_BELOW = 1e-4  # dividing by less would leave float32's range
 
 
@@ -49,21 +51,60 @@ class Sampler:
         self._seen = np.zeros(vocab_size, np.bool_)
         self._seen[np.asarray(prompt, np.int64)] = True
 
-    def choose(self, logits: Logits) -> int:
-        """The next token for logits [V], which then counts as seen."""
+    def choose(self, logits: Logits, allowed: Mask | None = None) -> int:
+        """The next token for logits [V], which then counts as seen; one of `allowed` [V], where that is given."""
+        logits = self.processed(logits, allowed)
+        token = greedy(logits) if self._sampling.temperature < GREEDY_BELOW else sample(logits, self._random)
+        self._seen[token] = True
+        return token
+
+    def processed(self, logits: Logits, allowed: Mask | None = None) -> Logits:
+        """Logits [V] whose softmax is what `choose` draws from, or whose largest it takes where it is greedy."""
         options = self._sampling
+        if allowed is not None:
+            logits = mask(logits, allowed)
         if options.repetition_penalty != 1.0:
             logits = repetition_penalty(logits, np.flatnonzero(self._seen), options.repetition_penalty)
         if options.temperature < GREEDY_BELOW:
-            token = greedy(logits)
-        else:
-            logits = temperature(logits, options.temperature)
-            logits = top_k(logits, options.top_k) if options.top_k else logits
-            logits = top_p(logits, options.top_p) if options.top_p < 1.0 else logits
-            logits = min_p(logits, options.min_p) if options.min_p else logits
-            token = sample(logits, self._random)
-        self._seen[token] = True
-        return token
+            return logits
+        logits = temperature(logits, options.temperature)
+        logits = top_k(logits, options.top_k) if options.top_k else logits
+        logits = top_p(logits, options.top_p) if options.top_p < 1.0 else logits
+        return min_p(logits, options.min_p) if options.min_p else logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logprob:
+    """A token, and the natural logarithm of its probability."""
+
+    token: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logprobs:
+    """How likely the model held a chosen token, and which ones it held likeliest, in order."""
+
+    chosen: Logprob
+    likeliest: tuple[Logprob, ...]
+
+
+def logprobs(logits: Logits, token: int, count: int) -> Logprobs:
+    """Of softmax(logits [V]), in float64: that of `token`, and the `count` likeliest; of equals the lower id first.
+
+    Of raw logits, it is what the model says, whatever sampling and constraints make of it.
+    """
+    normal = logits.astype(np.float64) - float(logits.max())
+    normal -= np.log(np.exp(normal).sum())
+    likeliest: list[int] = []
+    if count:
+        least = max(logits.size - count, 0)
+        candidates = np.flatnonzero(normal >= np.partition(normal, least)[least])
+        likeliest = candidates[np.argsort(-normal[candidates], kind="stable")][:count].tolist()
+    return Logprobs(
+        chosen=Logprob(token=token, logprob=float(normal[token])),
+        likeliest=tuple(Logprob(token=each, logprob=float(normal[each])) for each in likeliest),
+    )
 
 
 def greedy(logits: Logits) -> int:
@@ -82,6 +123,13 @@ def sample(logits: Logits, random: np.random.Generator) -> int:
     cumulative = np.cumsum(np.exp(logits[candidates].astype(np.float64) - logits.max()))
     position = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
     return int(candidates[min(int(position), candidates.size - 1)])
+
+
+def mask(logits: Logits, allowed: Mask) -> Logits:
+    """Rule out what is not in `allowed` [V]; UnusableBundle where that is everything."""
+    if not allowed.any():
+        raise UnusableBundle("the constraint allows no token at all, not even the end of the text")
+    return np.where(allowed, logits, np.float32(-np.inf))
 
 
 def repetition_penalty(logits: Logits, seen: NDArray[np.int64], penalty: float) -> Logits:

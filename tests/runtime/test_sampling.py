@@ -160,3 +160,49 @@ def test_nan_logits_are_an_error_not_a_token(temperature: float) -> None:
 def test_a_value_out_of_range_is_named(field: str, value: float) -> None:
     with pytest.raises(UnusableBundle, match=field):
         Sampling(**{field: value})  # type: ignore[arg-type]
+
+
+SAMPLINGS = [
+    Sampling(),
+    Sampling(repetition_penalty=1.3),
+    Sampling(temperature=1.0, seed=1),
+    Sampling(temperature=0.8, top_k=5, top_p=0.7, min_p=0.05, repetition_penalty=1.2, seed=1),
+]
+
+
+@pytest.mark.parametrize("chosen", SAMPLINGS)
+def test_what_a_mask_rules_out_is_never_chosen_and_one_of_all_changes_nothing(chosen: Sampling) -> None:
+    everything = np.ones(300, np.bool_)
+    few = np.zeros(300, np.bool_)
+    few[[7, 70, 170]] = True
+    free, masked, constrained = (Sampler(chosen, [1], 300) for _ in range(3))
+    for step in range(50):
+        logits = random_logits(step, 300)
+        assert free.choose(logits) == masked.choose(logits, everything)
+        assert constrained.choose(logits, few) in (7, 70, 170)
+
+
+def test_a_mask_is_applied_before_the_filters_so_that_they_count_what_is_left() -> None:
+    logits = np.array([9.0, 8.0, 3.0, 2.0, 1.0], np.float32)
+    allowed = np.array([False, False, True, True, True])
+    sampler = Sampler(Sampling(temperature=1.0, top_k=2), [0], 5)
+    np.testing.assert_array_equal(np.flatnonzero(sampler.processed(logits, allowed) > -np.inf), [2, 3])
+
+
+@pytest.mark.parametrize("chosen", SAMPLINGS)
+def test_a_mask_of_nothing_is_an_error_not_a_token(chosen: Sampling) -> None:
+    with pytest.raises(UnusableBundle, match="allows no token"):
+        Sampler(chosen, [0], 4).choose(np.zeros(4, np.float32), np.zeros(4, np.bool_))
+
+
+@settings(deadline=None)
+@given(SEEDS, SIZES, st.integers(0, 30))
+def test_logprobs_are_torchs_log_softmax(seed: int, size: int, count: int) -> None:
+    logits = np.round(random_logits(seed, size), 1)  # rounded: ties happen
+    expected = torch.log_softmax(torch.from_numpy(logits.astype(np.float64)), dim=0)
+    found = sampling.logprobs(logits, size - 1, count)
+    assert found.chosen.token == size - 1
+    assert found.chosen.logprob == pytest.approx(float(expected[-1]))
+    order = torch.argsort(expected, descending=True, stable=True)[:count]
+    assert [each.token for each in found.likeliest] == order.tolist()
+    assert [each.logprob for each in found.likeliest] == pytest.approx(expected[order].tolist())
