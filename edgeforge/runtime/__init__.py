@@ -15,6 +15,7 @@ Importing it is instant: numpy and onnxruntime are imported by `load`. Set PYTHO
 `edgeforge verify` reports.
 """
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,17 +28,24 @@ from .parity import check_parity
 if TYPE_CHECKING:
     from typing import Literal
 
+    from .constraint import Constraint
+    from .generate import TokenLogprob
     from .model import Model
-    from .stream import Chunk, Timings, Usage
+    from .speculate import Speculation
+    from .stream import Chunk, Stream, Timings, Usage
 
 __all__ = [
     "BundleError",
     "Chunk",
+    "Constraint",
     "CorruptBundle",
     "Manifest",
     "MissingRequirement",
     "Model",
+    "Speculation",
+    "Stream",
     "Timings",
+    "TokenLogprob",
     "UnusableBundle",
     "Usage",
     "load",
@@ -52,15 +60,20 @@ def load(
     threads: int | None = None,
     verify: "Literal['quick', 'full']" = "quick",
     device: "Literal['cpu', 'cuda'] | None" = None,
+    batch: int | None = None,
+    prefix_cache_bytes: int | None = None,
 ) -> "Model":
     """Check the bundle's files and requirements, and open it. `path` may be a folder of several bundles: then it is the
     one that suits this machine best (`variants`), and MissingRequirement says why none does.
 
     threads: for onnxruntime; None takes the physical cores this process may use. device: None takes the one that the
     bundle was built for; "cpu" runs a CUDA bundle of onnxruntime on the processor. A bundle of another engine runs in
-    TensorRT-LLM or vLLM, whichever is installed and loads it. The weights are read at the first token, or by
-    `Model.warm_up()`. UnusableBundle (not a bundle), CorruptBundle (a byte differs), MissingRequirement (no package,
-    device or version).
+    TensorRT-LLM or vLLM, whichever is installed and loads it. batch: up to so many answers are computed together, the
+    rest wait in order; None takes 8 on the processor, and 1 on a GPU, where their caches take memory at once.
+    prefix_cache_bytes: memory for keys and values of what was read and answered, which later prompts that begin alike
+    need not compute; None takes as much as one answer of the whole context, 0 keeps nothing. The weights are read at
+    the first token, or by `Model.warm_up()`. UnusableBundle (not a bundle), CorruptBundle (a byte differs),
+    MissingRequirement (no package, device or version).
     """
     from .choice import open_engine
     from .variants import bundle_in
@@ -77,12 +90,16 @@ def load(
 
 
 def __getattr__(name: str) -> object:
-    if name == "Model":
-        from . import model
-
-        return model.Model
-    if name in ("Chunk", "Timings", "Usage"):
-        from . import stream
-
-        return getattr(stream, name)
+    homes = {
+        "Chunk": "stream",
+        "Constraint": "constraint",
+        "Model": "model",
+        "Speculation": "speculate",
+        "Stream": "stream",
+        "Timings": "stream",
+        "TokenLogprob": "generate",
+        "Usage": "stream",
+    }
+    if name in homes:
+        return getattr(import_module(f".{homes[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from .errors import BundleError
 
 if TYPE_CHECKING:
     from .model import Model
-    from .stream import Chunk
+    from .stream import Stream
 
 
 def main(arguments: Sequence[str], *, bundle: Path) -> int:
@@ -72,7 +72,7 @@ def _answer(options: argparse.Namespace, bundle: Path) -> int:
     return 0
 
 
-def _chunks(model: "Model", prompt: str, options: argparse.Namespace) -> "Iterator[Chunk]":
+def _chunks(model: "Model", prompt: str, options: argparse.Namespace) -> "Stream":
     if options.raw or model.chat_template is None:
         ids = model.encode(prompt)
     else:

@@ -8,6 +8,8 @@ import importlib
 import os
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .choice import Program
 from .errors import BundleError, MissingRequirement, UnusableBundle
-from .generate import FinishReason, GenerationOptions
+from .generate import FinishReason, GenerationOptions, Token
 from .manifest import Manifest
 from .requirements import Device
 from .sampling import Sampling
@@ -55,7 +57,7 @@ class LlmProgram(Protocol):
 
 
 class LlmEngine:
-    """An `engine.Engine` over one of the programs."""
+    """An `engine.Engine` over one of the programs: one generation at a time, the one that began last."""
 
     device: Device = "cuda"
 
@@ -64,10 +66,21 @@ class LlmEngine:
         self._context_length = context_length
         self._opening = threading.Lock()
         self._is_open = False
-        self.reused_tokens = 0
-        self._steps: Generator[Step, None, None] | None = None
+        self.turn = threading.RLock()  # one that nobody reads any more may be closed while another one computes
+        self.current: LlmGeneration | None = None
 
     def check(self, options: GenerationOptions) -> None:
+        for name, asked in (
+            ("log-probabilities", options.logprobs is not None),
+            ("a constrained answer", options.constraint is not None),
+            ("speculation", options.speculation is not None),
+            ("a sliding context", options.overflow == "slide"),
+        ):
+            if asked:
+                raise UnusableBundle(
+                    f"this runtime has {name} in onnxruntime only, and not through {self._program.title}",
+                    hint="ask the program itself for it, or build the bundle with --backend onnx",
+                )
         self._program.check(options)
 
     def open(self) -> None:
@@ -78,31 +91,23 @@ class LlmEngine:
                     self._program.open()
                 self._is_open = True
 
-    def generate(
-        self, prompt: Sequence[int], options: GenerationOptions, cancel: threading.Event | None
-    ) -> Generator[int, None, FinishReason]:
+    def generate(self, prompt: Sequence[int], options: GenerationOptions, cancel: threading.Event) -> "LlmGeneration":
+        return LlmGeneration(self, prompt, options, cancel)
+
+    def steps(self, prompt: Sequence[int], options: GenerationOptions) -> Generator[Step, None, None]:
+        """What the program computes, with its errors as ours."""
         self.open()
-        self.reused_tokens = 0
-        if self._steps is not None:
-            self._steps.close()  # one that was left in the middle; a finished one does not mind
         limit = options.limit(self._context_length - len(prompt))
         if limit == 0:
-            return "length"
-        self._steps = self._program.steps(prompt, options, limit)
-        cancel = cancel or threading.Event()
-        with closing(self._steps) as steps:
-            while not cancel.is_set():
-                step = self._next(steps)
-                self.reused_tokens = step.reused_tokens
-                for token in step.token_ids:
-                    if token in options.eos_token_ids:
-                        return "stop"
-                    yield token
-                    if cancel.is_set():
-                        return "cancelled"
-                if step.reason is not None:
-                    return step.reason
-        return "cancelled"
+            yield Step(token_ids=(), reused_tokens=0, reason="length")
+            return
+        with closing(self._program.steps(prompt, options, limit)) as steps:
+            while True:
+                with _errors_of(self._program.title, "stopped"):
+                    step = next(steps, None)
+                if step is None:
+                    raise UnusableBundle(f"{self._program.title} ended the answer without saying why")
+                yield step
 
     def score(self, ids: Sequence[int], first: int = 0) -> "NDArray[np.float32]":
         raise UnusableBundle(
@@ -110,12 +115,66 @@ class LlmEngine:
             hint="`edgeforge validate` reads the weights of such a bundle itself",
         )
 
-    def _next(self, steps: Iterator[Step]) -> Step:
-        with _errors_of(self._program.title, "stopped"):
-            step = next(steps, None)
-        if step is None:
-            raise UnusableBundle(f"{self._program.title} ended the answer without saying why")
-        return step
+
+class LlmGeneration:
+    """A `generate.Generation` of a program. It begins when it is first asked; an older one that goes on is told so."""
+
+    def __init__(
+        self, engine: LlmEngine, prompt: Sequence[int], options: GenerationOptions, cancel: threading.Event
+    ) -> None:
+        self.reused_tokens = 0
+        self._engine = engine
+        self._eos = options.eos_token_ids
+        self._cancel = cancel
+        self._given_up = False
+        self._deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
+        self._steps = engine.steps(prompt, options)
+        self._began = False
+        self._unread: deque[int] = deque()
+        self._reason: FinishReason | None = None
+
+    def poll(self) -> Token | FinishReason | None:
+        with self._engine.turn:
+            told = self._told()
+            if isinstance(told, str):
+                self._steps.close()
+            return told
+
+    def cancel(self) -> None:
+        self._given_up = True
+        if self._engine.turn.acquire(blocking=False):  # else whoever computes is about to look
+            try:
+                self._steps.close()
+            finally:
+                self._engine.turn.release()
+
+    def _told(self) -> Token | FinishReason | None:
+        if self._given_up or self._cancel.is_set():
+            return "cancelled"
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            return "timeout"
+        if self._unread:
+            token = self._unread.popleft()
+            return "stop" if token in self._eos else Token(id=token)
+        if self._reason is not None:
+            return self._reason
+        self._take_turn()
+        step = next(self._steps)
+        self.reused_tokens = step.reused_tokens
+        self._unread.extend(step.token_ids)
+        self._reason = step.reason
+        return None
+
+    def _take_turn(self) -> None:
+        if not self._began:
+            if self._engine.current is not None:
+                self._engine.current._steps.close()  # one that was left in the middle; a finished one does not mind
+            self._engine.current, self._began = self, True
+        elif self._engine.current is not self:
+            raise UnusableBundle(
+                "another generation was started on this model before this one ended",
+                hint="finish or close one before the next, or load the model twice",
+            )
 
 
 def open_program(program: Program, version: str, bundle: Path, manifest: Manifest) -> LlmProgram:

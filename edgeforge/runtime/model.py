@@ -1,7 +1,7 @@
 """A loaded bundle: text in, text out."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chat import Message, render
+from .constraint import Constraint
 from .engine import Engine, OnnxEngine
 from .errors import UnusableBundle
-from .generate import GenerationOptions
+from .generate import GenerationOptions, Overflow
 from .manifest import Manifest
 from .parity import open_tokenizer
 from .sampling import Sampling
 from .session import Decoder
-from .stream import Chunk, Turns, stream
+from .speculate import Speculation
+from .stream import Stream
 from .text import Detokenizer, StopFilter
 
 N = TypeVar("N", int, float)
@@ -25,8 +27,7 @@ N = TypeVar("N", int, float)
 class Model:
     """A bundle that answers. Made by `runtime.load`; the weights are read when first needed (`warm_up` reads them now).
 
-    There is one KV cache: one generation at a time. A prompt that begins like what the cache holds (a chat's next turn)
-    is computed from where it differs.
+    Any number of threads and tasks may generate at once.
     """
 
     def __init__(self, bundle: Path, manifest: Manifest, engine: Engine) -> None:
@@ -34,7 +35,6 @@ class Model:
         self.manifest = manifest
         self.device = engine.device
         self._engine = engine
-        self._turns = Turns()
         self.tokenizer = open_tokenizer(bundle / manifest.model.tokenizer)
         self.chat_template = _read_template(bundle, manifest.model.chat_template)
         # Ids without text, exactly those that decoding skips.
@@ -84,7 +84,12 @@ class Model:
         seed: int | None = None,
         stop: Sequence[str] = (),
         cancel: threading.Event | None = None,
-    ) -> Iterator[Chunk]:
+        logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        timeout_s: float | None = None,
+        speculate: Speculation | None = None,
+        overflow: Overflow = "error",
+    ) -> Stream:
         """Answer the last of `messages`; the keywords are those of `generate`."""
         return self.generate(
             self.chat_ids(messages),
@@ -97,6 +102,11 @@ class Model:
             seed=seed,
             stop=stop,
             cancel=cancel,
+            logprobs=logprobs,
+            constraint=constraint,
+            timeout_s=timeout_s,
+            speculate=speculate,
+            overflow=overflow,
         )
 
     def generate(
@@ -112,23 +122,50 @@ class Model:
         seed: int | None = None,
         stop: Sequence[str] = (),
         cancel: threading.Event | None = None,
+        logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        timeout_s: float | None = None,
+        speculate: Speculation | None = None,
+        overflow: Overflow = "error",
         ignore_eos: bool = False,
-    ) -> Iterator[Chunk]:
+    ) -> Stream:
         """Continue `prompt`, a text or token ids. Checked at once; computed as the chunks are asked for.
 
         None means what the model's authors recommend in generation_config.json: greedy unless they sample. temperature
         0 is greedy. `max_new_tokens` None: until the text or the context ends. The chunks' text never contains a string
-        of `stop`; setting `cancel` (from any thread) ends the answer. UnusableBundle for a prompt longer than the
-        context or a value out of range.
+        of `stop`; setting `cancel` (from any thread) ends the answer, as `Stream.cancel` does.
+
+        logprobs     how likely each token was, and this many alternatives to it (0: none of these)
+        constraint   which form the answer must have (`guidance`); it serves one answer
+        timeout_s    seconds from now after which the answer ends with finish_reason "timeout"
+        speculate    guess tokens and check them together: the same answer in less time, if guesses come true
+        overflow     where the context is full: "error" refuses a longer prompt and ends the answer (finish_reason
+                     "length"); "slide" forgets the middle: the first tokens and the newer half stay, and are computed
+                     anew
+
+        UnusableBundle for a prompt longer than the context, a value out of range, or an option that the bundle's engine
+        does not have.
         """
         options = GenerationOptions(
             sampling=self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed),
             eos_token_ids=() if ignore_eos else self.manifest.model.eos_token_ids,
             max_new_tokens=max_new_tokens,
+            logprobs=logprobs,
+            constraint=constraint,
+            timeout_s=timeout_s,
+            speculation=speculate,
+            overflow=overflow,
         )
         self._engine.check(options)
-        ids = self._checked(self.encode(prompt) if isinstance(prompt, str) else list(prompt))
-        return self._stream(ids, options, stop, cancel)
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self._check(ids, slides=overflow == "slide")
+        return Stream(
+            self._engine.generate(ids, options, cancel or threading.Event()),
+            Detokenizer(self.decode, self._special),
+            StopFilter(stop),
+            prompt_tokens=len(ids),
+            logprobs=logprobs is not None,
+        )
 
     def score(self, ids: Sequence[int], *, first: int = 0) -> NDArray[np.float32]:
         """Logits float32 [T - first, V] for T ids: row t is what the model expects after ids[: first + t + 1].
@@ -138,20 +175,8 @@ class Model:
         """
         if not 0 <= first < max(len(ids), 1):
             raise UnusableBundle(f"there is no row {first} among the logits of {len(ids)} tokens")
-        return self._engine.score(self._checked(list(ids)), first)
-
-    def _stream(
-        self, ids: list[int], options: GenerationOptions, stop: Sequence[str], cancel: threading.Event | None
-    ) -> Iterator[Chunk]:
-        self._engine.open()
-        yield from stream(
-            self._engine.generate(ids, options, cancel),
-            Detokenizer(self.decode, self._special),
-            StopFilter(stop),
-            turns=self._turns,
-            prompt_tokens=len(ids),
-            reused_tokens=lambda: self._engine.reused_tokens,
-        )
+        self._check(ids)
+        return self._engine.score(list(ids), first)
 
     def _sampling(
         self,
@@ -174,18 +199,17 @@ class Model:
             seed=seed,
         )
 
-    def _checked(self, ids: list[int]) -> list[int]:
+    def _check(self, ids: Sequence[int], *, slides: bool = False) -> None:
         model = self.manifest.model
         if not ids:
             raise UnusableBundle("the prompt is empty", hint="give the model at least one token to start from")
-        if len(ids) > model.context_length:
+        if len(ids) > model.context_length and not slides:
             raise UnusableBundle(
                 f"the prompt has {len(ids)} tokens, more than the bundle's context of {model.context_length}",
-                hint="shorten it, or build the bundle with a longer --context",
+                hint="shorten it, let it slide (overflow), or build the bundle with a longer --context",
             )
         if min(ids) < 0 or max(ids) >= model.vocab_size:
             raise UnusableBundle(f"the prompt has a token id outside the vocabulary of {model.vocab_size}")
-        return ids
 
     @property
     def decoder(self) -> Decoder:

@@ -177,14 +177,12 @@ def test_a_temperature_without_do_sample_stays_greedy_as_in_transformers(tmp_pat
     assert collect(quiet.generate(PROMPT, max_new_tokens=8, ignore_eos=True))[0] == greedy_reference(PROMPT, 8)
 
 
-def test_an_older_generation_is_told_that_a_newer_one_took_the_cache(model: Model) -> None:
-    older = model.generate([1, 2, 3], ignore_eos=True)
-    next(older)
-    newer = model.generate(PROMPT, max_new_tokens=6, ignore_eos=True)
-    started = [next(newer)]
-    with pytest.raises(UnusableBundle, match="another generation"):
-        next(older)
-    assert ids_of([*started, *newer]) == greedy_reference(PROMPT, 6)
+def test_two_generations_read_in_turns_are_each_as_alone(model: Model) -> None:
+    older = model.generate([1, 2, 3], max_new_tokens=6, ignore_eos=True)
+    started = [next(older)]
+    newer, _ = collect(model.generate(PROMPT, max_new_tokens=6, ignore_eos=True))
+    assert newer == greedy_reference(PROMPT, 6)
+    assert ids_of([*started, *older]) == greedy_reference([1, 2, 3], 6)
 
 
 def test_a_generation_left_early_leaves_the_model_usable(model: Model) -> None:

@@ -155,7 +155,7 @@ def test_what_is_cancelled_before_it_begins_is_not_begun(world: World) -> None:
     cancel.set()
     ids, last = collect(world.load().generate(PROMPT, cancel=cancel))
     assert (ids, last.finish_reason) == ([], "cancelled")
-    assert world.running == 0
+    assert not world.opened
 
 
 def test_an_answer_left_early_is_aborted(world: World) -> None:
