@@ -5,7 +5,7 @@ import sys
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from edgeforge.runtime.chat import render
+from edgeforge.runtime.chat import knows_tools, render
 from edgeforge.runtime.errors import MissingRequirement, UnusableBundle
 
 MESSAGES = [
@@ -27,6 +27,42 @@ LLAMA = """{{- bos_token }}{%- if not date_string is defined %}{%- set date_stri
     {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + eos_token }}
 {%- endfor %}{{- {"a": "é<", "b": [1]} | tojson }}{{ [3, 4] | tojson(indent=2) }}"""
 
+# In the manner of Llama 3.1's: tools in the first user message, calls as JSON, results from "ipython".
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Today's weather <in> a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    },
+    {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {"type": "object"}}},
+]
+WITH_TOOLS = """{{- bos_token }}{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
+{%- if tools is not none %}{{- "Environment: ipython\n" }}{%- endif %}
+{%- if tools is not none %}{%- for tool in tools %}{{- tool | tojson(indent=4) }}{{- "\n\n" }}{%- endfor %}{%- endif %}
+{%- for message in messages %}
+    {%- if 'tool_calls' in message %}
+        {%- set call = message.tool_calls[0].function %}
+        {{- '{"name": "' + call.name + '", "parameters": ' }}
+        {{- call.arguments | tojson(separators=(",", ":")) }}{{- "}" }}
+        {%- for name, value in call.arguments | items %}{{- name + "=" + value }}{%- endfor %}
+    {%- elif message.role == "tool" %}{{- "<|ipython|>" + message.content | tojson }}
+    {%- else %}{{- message.role + ": " + message.content }}
+    {%- endif %}
+{%- endfor %}"""
+CALLED = [
+    *MESSAGES,
+    {
+        "role": "assistant",
+        "tool_calls": [
+            {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Zürich", "a": "b"}}}
+        ],
+    },
+    {"role": "tool", "content": '{"celsius": 21}'},
+]
+
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA])
 @pytest.mark.parametrize("prompt", [True, False])
@@ -36,6 +72,33 @@ def test_rendering_is_transformers(template: str, prompt: bool) -> None:
     )
     ours = render(template, MESSAGES, bos_token="<s>", eos_token="</s>", add_generation_prompt=prompt)
     assert ours == theirs[0]
+
+
+@pytest.mark.parametrize("tools", [TOOLS, TOOLS[:1], []])
+def test_tools_and_their_calls_are_rendered_as_in_transformers(tools: list[dict]) -> None:
+    theirs, _ = render_jinja_template(
+        [CALLED], tools=tools or None, chat_template=WITH_TOOLS, add_generation_prompt=True, bos_token="<s>"
+    )
+    assert render(WITH_TOOLS, CALLED, bos_token="<s>", eos_token=None, tools=tools) == theirs[0]
+    assert ("get_weather" in theirs[0].split("user:")[0]) is bool(tools)
+
+
+def test_llama_4s_own_template_renders_tools_as_in_transformers() -> None:
+    from transformers.models.llama4.processing_llama4 import chat_template
+
+    messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in MESSAGES]
+    theirs, _ = render_jinja_template(
+        [messages], tools=TOOLS, chat_template=chat_template, add_generation_prompt=True, bos_token="<s>"
+    )
+    ours = render(chat_template, messages, bos_token="<s>", eos_token=None, tools=TOOLS)
+    assert ours == theirs[0]
+    assert '"name": "get_weather"' in ours
+
+
+def test_a_template_that_would_leave_tools_out_is_told_from_one_that_writes_them() -> None:
+    assert [knows_tools(template) for template in (CHATML, WITH_TOOLS)] == [False, True]
+    with pytest.raises(UnusableBundle, match="no place for tools"):
+        render(CHATML, MESSAGES, bos_token=None, eos_token=None, tools=TOOLS)
 
 
 def test_the_date_is_given_where_a_template_asks() -> None:
