@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from edgeforge.runtime.model import Model
 
-Row = NDArray[np.float32]
+# Bounds the logits of a long text, V values a row, and attention's square beside them.
+BLOCK_ROWS = 512
+
+Rows = NDArray[np.float32]  # [R, V]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,9 @@ class Likelihood:
     is_greedy: bool
 
 
+NOTHING = Likelihood(log_probability=0.0, is_greedy=True)
+
+
 def continuation(context: Sequence[int], following: Sequence[int], *, max_length: int) -> Continuation:
     """As lm-eval's transformers backend cuts what is too long: from the left, the model sees `max_length` tokens."""
     ids = tuple([*context, *following][-(max_length + 1) :])
@@ -45,36 +51,40 @@ def continuation(context: Sequence[int], following: Sequence[int], *, max_length
 def likelihoods(model: Model, requests: Sequence[Continuation], answered: Callable[[int, Likelihood], None]) -> None:
     """Calls `answered` with each request's number and result, in the order in which they are computed."""
     order = sorted(range(len(requests)), key=lambda number: requests[number].ids)
-    for _, alike in groupby(order, key=lambda number: requests[number].inputs):
-        numbers = list(alike)
-        longest = max(requests[number].count for number in numbers)
-        rows = _rows(model, requests[numbers[0]].inputs, longest)
-        for number in numbers:
-            answered(number, _likelihood(rows, requests[number]))
+    for inputs, alike in groupby(order, key=lambda number: requests[number].inputs):
+        found = dict.fromkeys(alike, NOTHING)
+        longest = max(requests[number].count for number in found)
+        for start, rows in _rows(model, inputs, longest):
+            for number, so_far in found.items():
+                found[number] = _with(so_far, rows, start, requests[number])
+        for number, likelihood in found.items():
+            answered(number, likelihood)
 
 
-def _rows(model: Model, inputs: tuple[int, ...], count: int) -> Row:
-    """float32 [count, V]: what the model expects after each of the last `count` inputs."""
+def _rows(model: Model, inputs: tuple[int, ...], count: int) -> Iterator[tuple[int, Rows]]:
+    """What the model expects after each of the last `count` inputs: blocks of logits, each behind its first input's
+    place.
+    """
     if count > 1:
-        return model.score(inputs, first=len(inputs) - count)
+        for start in range(len(inputs) - count, len(inputs), BLOCK_ROWS):
+            yield start, model.score(inputs[: start + BLOCK_ROWS], first=start)
+        return
     # The generation graph has logits for the last token only, which saves the rest of a prompt's: V values a token.
     decoder = model.decoder
     shared = _shared(decoder.cached_ids, inputs)
     decoder.rewind(shared)
-    return decoder.append(inputs[shared:])[np.newaxis]
+    yield len(inputs) - 1, decoder.append(inputs[shared:])[np.newaxis]
 
 
-def _likelihood(rows: Row, request: Continuation) -> Likelihood:
-    total, greedy = 0.0, True
-    for row, token in _targets(rows, request):
+def _with(so_far: Likelihood, rows: Rows, start: int, request: Continuation) -> Likelihood:
+    """The sum with those of the rows that the request asks for."""
+    total, greedy = so_far.log_probability, so_far.is_greedy
+    skipped = max(0, len(request.inputs) - request.count - start)
+    for row, token in zip(rows[skipped:], request.ids[start + skipped + 1 :], strict=False):
         largest = float(row.max())
         total += float(row[token]) - largest - float(np.log(np.exp(row - largest).sum(dtype=np.float64)))
         greedy = greedy and int(row.argmax()) == token
     return Likelihood(log_probability=total, is_greedy=greedy)
-
-
-def _targets(rows: Row, request: Continuation) -> Iterator[tuple[Row, int]]:
-    yield from zip(rows[len(rows) - request.count :], request.ids[-request.count :], strict=True)
 
 
 def _shared(cached: Sequence[int], inputs: Sequence[int]) -> int:
