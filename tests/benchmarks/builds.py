@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +59,8 @@ def _imports_genai(python: Path) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def edgeforge_build(model: str | Path, out: Path, *, threads: int, logs: Path) -> Built:
-    """`edgeforge build --target cpu --no-validate`, from nothing to the hashed bundle."""
+def edgeforge_build(model: str | Path, out: Path, *, threads: int, logs: Path, recipe: Sequence[str] = ()) -> Built:
+    """`edgeforge build --target cpu --no-validate`, from nothing to the hashed bundle. `recipe`: further options."""
     shutil.rmtree(out, ignore_errors=True)
     command: list[str | Path] = [
         *EDGEFORGE,
@@ -72,6 +73,7 @@ def edgeforge_build(model: str | Path, out: Path, *, threads: int, logs: Path) -
         out,
         "--no-validate",
         "--quiet",
+        *recipe,
     ]
     child = run_child([*command, "--threads", str(threads)], log=logs / "edgeforge.log", threads=threads)
     return Built(seconds=child.seconds, peak_bytes=child.peak_bytes, output_bytes=size_bytes(out))
