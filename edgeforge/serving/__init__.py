@@ -1,0 +1,1 @@
+"""`edgeforge serve`: a bundle behind the HTTP interface of OpenAI."""
