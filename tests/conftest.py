@@ -7,9 +7,11 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import processors  # noqa: F401  # before anything that starts threads
 import pytest
 from built import Build, build_once
 from hypothesis import HealthCheck, settings
+from once import made_once
 
 # A busy machine is no failure of the code under test.
 settings.register_profile("edgeforge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -48,24 +50,24 @@ def demo_gguf() -> Path:
 @pytest.fixture(scope="session")
 def demo_int4(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """The demo as the cpu target builds it. Read it, do not change it."""
-    return build_once(tmp_path_factory.mktemp("built"), "demo")
+    return made_once(tmp_path_factory, "demo-int4", lambda folder: build_once(folder, "demo"))
 
 
 @pytest.fixture(scope="session")
 def demo_f32(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """The demo unquantized, for at most 512 tokens."""
-    return build_once(tmp_path_factory.mktemp("built"), "demo", scheme="f32", context=512)
+    return made_once(tmp_path_factory, "demo-f32", lambda folder: build_once(folder, "demo", scheme="f32", context=512))
 
 
 @pytest.fixture(scope="session")
 def stories_int4(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """stories260k as the cpu target builds it, in groups of 32 (its rows divide by no more)."""
-    return build_once(tmp_path_factory.mktemp("built"), str(stories), group_size=32)
+    return made_once(tmp_path_factory, "stories-int4", lambda folder: build_once(folder, str(stories), group_size=32))
 
 
 @pytest.fixture(scope="session")
 def stories_f32(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    return build_once(tmp_path_factory.mktemp("built"), str(stories), scheme="f32")
+    return made_once(tmp_path_factory, "stories-f32", lambda folder: build_once(folder, str(stories), scheme="f32"))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from once import made_once
 from random_llama import LLAMA, as_floats, write_checkpoint
 from safetensors.numpy import save_file
 
@@ -35,10 +36,13 @@ def modelopt_exports(random_checkpoint: Path, tmp_path_factory: pytest.TempPathF
     """What `modelopt_process` makes of the random checkpoint."""
     if find_spec("modelopt") is None:
         pytest.skip("needs nvidia-modelopt, which ci/setup installs")
-    out = tmp_path_factory.mktemp("modelopt")
-    save_file(w4a16_scales(), out / "w4a16-scales.safetensors")
-    schemes = ["fp8", "fp8-dynamic", "w4a16", "w4a8", "nvfp4", "w4a16-awq", "w4a8-awq"]
-    command = [sys.executable, "-W", "ignore", str(HERE / "modelopt_process.py"), str(random_checkpoint), str(out)]
-    done = subprocess.run([*command, *schemes], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return out
+
+    def export(out: Path) -> Path:
+        save_file(w4a16_scales(), out / "w4a16-scales.safetensors")
+        schemes = ["fp8", "fp8-dynamic", "w4a16", "w4a8", "nvfp4", "w4a16-awq", "w4a8-awq"]
+        command = [sys.executable, "-W", "ignore", str(HERE / "modelopt_process.py"), str(random_checkpoint), str(out)]
+        done = subprocess.run([*command, *schemes], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return out
+
+    return made_once(tmp_path_factory, "modelopt-exports", export)

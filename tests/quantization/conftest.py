@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from once import made_once
 
 from edgeforge.quantization.quantize import quantize
 from edgeforge.quantization.scheme import QuantizationScheme
@@ -42,7 +43,11 @@ def modelopt(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, NDArray[n
     """What `modelopt_codes` makes of the hard weights, and of rtn's scales for them."""
     if find_spec("modelopt") is None:
         pytest.skip("needs nvidia-modelopt, which ci/setup installs")
-    here, folder, w = Path(__file__).resolve().parent, tmp_path_factory.mktemp("modelopt"), hard_weights()
+    return made_once(tmp_path_factory, "modelopt-codes", modelopt_codes)
+
+
+def modelopt_codes(folder: Path) -> Mapping[str, NDArray[np.generic]]:
+    here, w = Path(__file__).resolve().parent, hard_weights()
     rounded = quantize(w, QuantizationScheme(name="w4a16", bits=4, group_size=GROUP))
     scales = np.where(rounded.scales > 0, rounded.scales, np.float32(1))
     np.savez(folder / "in.npz", weights=w, amax=np.abs(w).max(), int4_scales=scales)
