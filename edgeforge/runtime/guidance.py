@@ -6,7 +6,8 @@
 
 A guide satisfies `constraint.Constraint`: before each token it says which ones may follow. It is made for one answer;
 `clone` gives a second one that goes on from where the first stands. Rule out nothing (a grammar of any text), and the
-answer is the one that the model gives without it. Needs llguidance, which is imported when the first guide is made.
+answer is the one that the model gives without it. A limit of tokens may cut JSON off; an `ending.EndingGuide` over the
+guide brings it to an end before. Needs llguidance, which is imported when the first guide is made.
 """
 
 import json
@@ -37,10 +38,11 @@ STACK_SIZE = threading.Lock()  # it is one setting for all threads that start
 class Guide:
     """Which tokens may come next, given those accepted so far. Satisfies `constraint.Constraint`."""
 
-    def __init__(self, matcher: "LLMatcher", vocab_size: int) -> None:
+    def __init__(self, matcher: "LLMatcher", vocabulary: "LLTokenizer") -> None:
         self._matcher = matcher
-        self._vocab_size = vocab_size
-        self._words = np.zeros((vocab_size + 31) // 32, np.int32)
+        self._vocabulary = vocabulary
+        self.vocab_size = vocabulary.vocab_size
+        self._words = np.zeros((self.vocab_size + 31) // 32, np.int32)
 
     def mask(self) -> NDArray[np.bool_]:
         """bool [V], True for ids that may come next; end-of-text is one where the answer may end.
@@ -50,7 +52,7 @@ class Guide:
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         if self._matcher.is_error():
             raise UnusableBundle(f"the form of the answer cannot be followed: {_sentence(self._matcher.get_error())}")
-        bits = np.unpackbits(self._words.view(np.uint8), bitorder="little", count=self._vocab_size)
+        bits = np.unpackbits(self._words.view(np.uint8), bitorder="little", count=self.vocab_size)
         return bits.view(np.bool_)
 
     def accept(self, token: int) -> None:
@@ -65,7 +67,24 @@ class Guide:
 
     def clone(self) -> "Guide":
         """A guide of its own that stands where this one does."""
-        return Guide(self._matcher.deep_copy(), self._vocab_size)
+        return Guide(self._matcher.deep_copy(), self._vocabulary)
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the answer is complete as it stands, though more may follow."""
+        return self._matcher.is_accepting()
+
+    def forced(self) -> list[int]:
+        """The next tokens, where the form leaves no choice; none where it does."""
+        return self._matcher.compute_ff_tokens()
+
+    def tokens_of(self, text: str) -> list[int]:
+        """Few tokens that spell `text`, the longest first at each place."""
+        return self._vocabulary.greedy_tokenize(text)
+
+    def bytes_of(self, token: int) -> bytes:
+        """What the token adds to the answer."""
+        return self._vocabulary.decode_bytes([token])
 
 
 def json_schema(model: "Model", schema: str | Mapping[str, object]) -> Guide:
@@ -122,7 +141,7 @@ def _guide(model: "Model", what: str, translate: "Callable[[type[LLMatcher]], st
         matcher.compute_bitmask()  # what nothing satisfies is told by the first mask
     if matcher.is_error():
         raise _not_valid(what, matcher.get_error())
-    return Guide(matcher, model.manifest.model.vocab_size)
+    return Guide(matcher, vocabulary)
 
 
 def _vocabulary(model: "Model") -> "LLTokenizer":
