@@ -16,6 +16,8 @@ PROBE_VERDICTS = {"pass": "pass", "fail": "FAIL", "skipped": "skipped"}
 
 def render(report: "ValidationReport", bundle: Path) -> str:
     """The report for people."""
+    from edgeforge.validation.wording import probe_warning
+
     original = report.reference.name or "local checkpoint"
     spread = (
         f"median {report.median_kl_divergence:.4g}, 99 % below {report.p99_kl_divergence:.4g}, "
@@ -24,6 +26,9 @@ def render(report: "ValidationReport", bundle: Path) -> str:
     figures = [("original", f"{original}, stored as {report.reference.precision}"), *validation_fields(report)]
     figures.insert(-2, ("KL spread", spread))
     figures.insert(-2, ("protocol", f"{report.protocol}, {len(report.chunks)} chunks of {report.context} tokens"))
+    warning = probe_warning(report)
+    if warning is not None:
+        figures.append(("warning", f"{warning}; the gate does not count them"))
     figures += size_fields(report.findings)
     figures += [("note", note) for note in report.notes]
     parts = [fields(figures, indent=0), gate_table(report)]

@@ -6,7 +6,7 @@ gates' confidences. What was not measured on the same ground is left out, with a
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,27 +207,13 @@ def _task_pair(x: TaskFindings, y: TaskFindings, confidence: float) -> TaskPair:
 
 
 def _ratio_interval(x: TaskFindings, y: TaskFindings, confidence: float) -> Interval | None:
-    """The interval of the perplexities' ratio, from scores that are sums of log-likelihoods per item.
-
-    A report holds no lengths, but the original's perplexity gives their sum; both bundles' must agree with it, or
-    the scores are something else and there is no interval (None). The items count as equally long.
-    """
-    total = _total_length(x.reference_scores, x.metrics[0].reference)
-    pairs = ((x.candidate_scores, x.metrics[0].candidate), (y.candidate_scores, y.metrics[0].candidate))
-    if total is None or any(
-        not math.isclose(sum(scores) / total, math.log(perplexity), rel_tol=1e-6) for scores, perplexity in pairs
-    ):
+    """The interval of the perplexities' ratio; None of reports that do not know how long the items are."""
+    if not x.item_lengths or x.item_lengths != y.item_lengths:
         return None
-    first, second = (math.copysign(1.0, total) * np.array(each.candidate_scores) for each in (x, y))
-    lengths = np.full(len(first), abs(total) / len(first))
+    lengths = np.array(x.item_lengths)
+    first, second = (lengths * np.array(each.candidate_scores) for each in (x, y))
     _, interval = paired.ratio(first, second, lengths, confidence=confidence)
     return interval
-
-
-def _total_length(scores: Sequence[float], perplexity: float) -> float | None:
-    """Words, tokens or bytes of all items; negative where scores are log-likelihoods, not their negatives."""
-    log = math.log(perplexity) if perplexity > 0 else 0.0
-    return sum(scores) / log if log and sum(scores) else None
 
 
 def _checks(a: ValidationReport, b: ValidationReport) -> tuple[CheckPair, ...]:

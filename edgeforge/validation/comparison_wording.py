@@ -4,18 +4,17 @@ from dataclasses import dataclass
 
 from edgeforge.validation.comparison import Better, ComparisonDocument, FigurePair, TaskPair
 from edgeforge.validation.findings import Interval
-from edgeforge.validation.wording import (
+from edgeforge.validation.numerals import (
     decimals,
-    metric_title,
     p_text,
     percent,
     perplexity_text,
     rate_text,
     signed,
     size_text,
-    task_title,
     times,
 )
+from edgeforge.validation.wording import metric_title, task_title
 
 FIGURES = {
     "perplexity": "Perplexity",

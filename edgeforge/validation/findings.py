@@ -70,7 +70,8 @@ class Flip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFindings:
-    """One task on both models. `check` is the gate's on `metrics[0]`; `scores` are that metric's, item by item.
+    """One task on both models. `check` is the gate's on `metrics[0]`; `scores` are that metric's, item by item: of a
+    perplexity nats per word, token or byte, of which each item has so many as `item_lengths` says (empty for others).
 
     `lost` and `gained` count flips, of which `flips` shows some; `p_value` is McNemar's exact one, None where scores
     are not right or wrong. `isolation`: what held generated code in, None where none was run. `seconds` are what each
@@ -90,6 +91,7 @@ class TaskFindings:
     flips: tuple[Flip, ...]
     reference_scores: tuple[float, ...]
     candidate_scores: tuple[float, ...]
+    item_lengths: tuple[float, ...] = ()
     isolation: tuple[str, ...] | None
     reference_seconds: float
     candidate_seconds: float

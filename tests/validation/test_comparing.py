@@ -84,21 +84,29 @@ def test_the_noisier_bundle_is_told_to_be_farther_from_the_original(document: Co
     assert headline(document).startswith(f"On the text, {NAMES[0]} is closer to the original than {NAMES[1]}")
 
 
-def test_the_ratio_of_perplexities_has_an_interval_where_scores_are_log_likelihoods(
+def test_the_ratio_of_perplexities_is_paired_item_by_item(
     a: ValidationReport, b: ValidationReport, document: ComparisonDocument
 ) -> None:
-    ratio = document.tasks[-1].figure
-    assert ratio.comparison == "ratio"
-    assert ratio.interval.low < ratio.change < ratio.interval.high
+    """Long items count for more: the whole ratio is that of sums over all words."""
+    x, y, found = a.findings.tasks[-1], b.findings.tasks[-1], document.tasks[-1].figure
+    words = np.array(x.item_lengths)
+    assert words.std() > 0
+    first, second = (words * np.array(each.candidate_scores) for each in (x, y))
+    change, interval = paired.ratio(first, second, words, confidence=0.95)
+    assert found.comparison == "ratio"
+    assert found.change == pytest.approx(change)
+    assert found.interval == interval
+    assert interval.low < change < interval.high
 
-    def others(report: ValidationReport) -> ValidationReport:
-        last = report.findings.tasks[-1]
-        scores = tuple(np.sqrt(last.candidate_scores).tolist())
-        tasks = (replace(last, candidate_scores=scores),)
+
+def test_a_ratio_of_perplexities_without_lengths_has_no_interval(a: ValidationReport, b: ValidationReport) -> None:
+    """Reports of earlier versions lack them."""
+
+    def older(report: ValidationReport) -> ValidationReport:
+        tasks = (replace(report.findings.tasks[-1], item_lengths=()),)
         return replace(report, findings=replace(report.findings, tasks=tasks))
 
-    pair = compare_reports(others(a), others(b), NAMES).tasks[0].figure
-    assert pair.change == pytest.approx(ratio.change)
+    pair = compare_reports(older(a), older(b), NAMES).tasks[0].figure
     assert pair.interval is None and pair.better is None
 
 

@@ -1,6 +1,8 @@
-"""The report survives the journey to disk and back and keeps its schema."""
+"""The report survives the journey to disk and back, keeps its schema, and is told in a terminal."""
 
 import json
+import re
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from edgeforge.cli.proof import render
 from edgeforge.hardware import Gate
 from edgeforge.validation.gate import judge
 from edgeforge.validation.measure import make_report
@@ -22,6 +25,8 @@ from edgeforge.validation.report import (
     write_report,
 )
 from edgeforge.validation.statistics import compare_logits
+
+from .rich_report import rich_report
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +74,17 @@ def test_both_files_are_written_and_read_back(report: ValidationReport, tmp_path
     first = page.read_bytes()
     write_report(report, tmp_path)
     assert page.read_bytes() == first
+
+
+def test_a_failed_probe_is_told_beside_the_gate_and_does_not_move_it() -> None:
+    report = rich_report()
+    assert {"fail", "pass"} <= {probe.verdict for probe in report.findings.probes}
+    failed = [probe.title for probe in report.findings.probes if probe.verdict == "fail"]
+    told = render(report, Path("bundle"))
+    assert re.search(
+        rf"^warning +{len(failed)} of \d+ probes failed: {', '.join(failed)}; the gate", told, re.MULTILINE
+    )
+    passed = tuple(replace(probe, verdict="pass") for probe in report.findings.probes)
+    fine = replace(report, findings=replace(report.findings, probes=passed))
+    assert "warning" not in render(fine, Path("bundle"))
+    assert fine.verdict == report.verdict

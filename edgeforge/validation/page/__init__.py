@@ -26,7 +26,7 @@ def render_page(report: ValidationReport) -> str:
             found=found,
             checks=wording.judged(report),
             sentence=wording.verdict_sentence(report),
-            failed_probes=[probe for probe in found.probes if probe.verdict == "fail"],
+            warning=wording.probe_warning(report),
             histogram=charts.histogram(report.kl_divergence_histogram),
             forests=forests(found.tasks),
             positions=charts.positions(found.positions) if found.positions else None,

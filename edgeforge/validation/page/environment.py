@@ -3,7 +3,7 @@
 from functools import cache
 from typing import TYPE_CHECKING
 
-from edgeforge.validation import wording
+from edgeforge.validation import numerals, wording
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -21,4 +21,5 @@ def environment() -> "Environment":
         keep_trailing_newline=True,
     )
     made.globals["words"] = wording
+    made.globals["numbers"] = numerals
     return made

@@ -59,6 +59,11 @@ class Scores:
         """The scores; of perplexities, nats per word or byte."""
         return tuple(float(value) for value in self.values / self.weights)
 
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """Of perplexities: how many words or bytes each item has."""
+        return () if self.kind == "mean" else tuple(float(weight) for weight in self.weights)
+
 
 def check_figures(name: str, task: "ConfigurableTask") -> None:
     """UnusableInput where none of the task's figures can be compared item by item."""

@@ -120,6 +120,7 @@ def _findings(
         flips=_flips(task, reference, candidate, first.name) if lost + gained else (),
         reference_scores=first.by_item,
         candidate_scores=second.by_item,
+        item_lengths=first.lengths,
         isolation=isolation() if task.runs_code else None,
         reference_seconds=round(reference.seconds, 3),
         candidate_seconds=round(candidate.seconds, 3),

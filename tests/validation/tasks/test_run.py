@@ -1,10 +1,12 @@
 """Both models answer the same items, and an interrupted run goes on where it stopped."""
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from built import Build
 
@@ -56,6 +58,10 @@ def test_findings_are_of_both_models(
     assert [metric.name for metric in lambada.metrics] == ["acc", "perplexity"]
     assert wikitext.check.figure == "wikitext word_perplexity" and wikitext.p_value is None
     assert wikitext.metrics[0].change == pytest.approx(wikitext.metrics[0].candidate / wikitext.metrics[0].reference)
+    words = np.array(wikitext.item_lengths)
+    per_word = float(words @ np.array(wikitext.candidate_scores) / words.sum())
+    assert math.exp(per_word) == pytest.approx(wikitext.metrics[0].candidate)
+    assert mmlu.item_lengths == ()
     assert [metric.name for metric in gsm8k.metrics] == ["exact_match,strict-match", "exact_match,flexible-extract"]
     again = run(prepared, stories_f32, stories_int4, [])
     assert [each.candidate_scores for each in again] == [each.candidate_scores for each in findings]
