@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, Entry] = {
     "plan": Entry(module="plan", attribute="plan", summary="Predict memory, disk and speed; reads no weights."),
     "run": Entry(module="run", attribute="run", summary="Answer one prompt with a bundle."),
     "chat": Entry(module="chat", attribute="chat", summary="Talk with a bundle."),
+    "serve": Entry(module="serve", attribute="serve", summary="Answer with a bundle over HTTP, as OpenAI's interface."),
     "validate": Entry(module="validate", attribute="validate", summary="Compare a bundle with its original."),
     "bench": Entry(module="bench", attribute="bench", summary="Measure a bundle's speed and memory."),
     "verify": Entry(module="verify", attribute="verify", summary="Check every byte of a bundle, and its signature."),
