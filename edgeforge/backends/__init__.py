@@ -5,7 +5,7 @@ pipeline walks the checkpoint once and hands every piece of every tensor to each
 order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeforge.model.checkpoint import GenerationDefaults, Weights
+from edgeforge.model.placed_file import Extent
 from edgeforge.planning import BuildPlan
 from edgeforge.quantization.calibration import Calibration
 from edgeforge.quantization.scheme import QuantizedTensor
@@ -33,13 +34,21 @@ _MODULES: Mapping[str, str] = {
 
 
 class WeightSink(Protocol):
-    """Takes rows of checkpoint tensors, by their Hugging Face names, and puts their bytes in place. Thread-safe."""
+    """Takes rows of checkpoint tensors, by their Hugging Face names, and puts their bytes in place. Thread-safe.
 
-    def put(self, name: str, start: int, rows: Rows) -> None:
-        """Rows `start` onwards of tensor `name`: a QuantizedTensor where the plan quantizes it, else float32.
+    The same rows put again go to the same places, and no other rows go there.
+    """
+
+    def put(self, name: str, start: int, rows: Rows) -> Sequence[Extent]:
+        """Rows `start` onwards of tensor `name`: a QuantizedTensor where the plan quantizes it, else float32. Returns
+        where their bytes lie.
 
         FloatingPointError where a value is beyond the type it is stored in.
         """
+        ...
+
+    def keep(self, extents: Iterable[Extent]) -> None:
+        """These were put by an earlier process, and are still there."""
         ...
 
 
@@ -58,6 +67,7 @@ class ModelFiles:
     weights: tuple[str, ...]
     graph: str | None = None
     scoring_graph: str | None = None
+    runtime_graph: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +109,10 @@ class Backend(Protocol):
         ...
 
     def sink(self, plan: BuildPlan, calibration: Calibration, directory: Path) -> AbstractContextManager[WeightSink]:
-        """Opens the weight files, at their final size, in `directory`."""
+        """Opens the weight files, at their final size, in `directory`, where an earlier process may have begun them.
+
+        ValueError at the end where bytes are missing.
+        """
         ...
 
     def finish(self, plan: BuildPlan, origin: Origin, directory: Path) -> None:

@@ -6,7 +6,6 @@ The `safetensors` package wants every tensor in memory at once; this needs one b
 import json
 import math
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeforge.model.placed_file import Extent, PlacedFile, file_of_size
 from edgeforge.model.safetensors_header import ITEM_BYTES
 
 STORAGE: Mapping[str, np.dtype[np.generic]] = {
@@ -40,14 +40,12 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 class SafetensorsWriter:
     """Takes rows in any order and from any thread, and puts them at their place in the file."""
 
-    def __init__(self, descriptor: int, layout: Mapping[str, tuple[str, tuple[int, ...], int]]) -> None:
-        self._descriptor = descriptor
+    def __init__(self, file: PlacedFile, layout: Mapping[str, tuple[str, tuple[int, ...], int]]) -> None:
+        self._file = file
         self._layout = layout  # name -> dtype, shape, byte offset in the file
-        self._missing_rows = {name: _rows(shape) for name, (_, shape, _) in layout.items()}
-        self._lock = threading.Lock()
 
-    def write(self, name: str, row_start: int, array: NDArray[np.generic]) -> None:
-        """Put `array` [rows, *shape[1:]] at `row_start`; each row is written once.
+    def write(self, name: str, row_start: int, array: NDArray[np.generic]) -> Extent:
+        """Put `array` [rows, *shape[1:]] at `row_start`; each row is written once. Returns where its bytes lie.
 
         The array has the storage's own dtype, or it is float32 and is rounded to F64, F32, F16 or BF16 (half to even).
         Raises ValueError where dtype, shape or rows do not fit.
@@ -62,17 +60,15 @@ class SafetensorsWriter:
         if array.shape != ((rows, *shape[1:]) if shape else ()) or row_start < 0 or row_start + rows > _rows(shape):
             raise ValueError(f"rows {array.shape} at {row_start} do not fit {name} {shape}")
         row_bytes = math.prod(shape[1:]) * stored.itemsize
-        _write_fully(self._descriptor, np.ascontiguousarray(array), offset + row_start * row_bytes)
-        with self._lock:
-            self._missing_rows[name] -= rows
+        return self._file.write(np.ascontiguousarray(array), offset + row_start * row_bytes)
+
+    def keep(self, extent: Extent) -> None:
+        """These bytes were written by an earlier process."""
+        self._file.keep(extent)
 
     def check_complete(self) -> None:
         """Raise ValueError where some rows were not written, or written twice."""
-        unfinished = [name for name, rows in self._missing_rows.items() if rows]
-        if unfinished:
-            raise ValueError(
-                f"rows missing or written twice in {', '.join(unfinished[:4])} ({len(unfinished)} tensors)"
-            )
+        self._file.check_complete()
 
 
 @contextmanager
@@ -86,23 +82,34 @@ def write_safetensors(
 
     The file appears under its name when the block ends well and all rows were written; else nothing is left behind.
     """
-    header, layout, file_bytes = _layout(tensors, metadata)
     partial = path.with_name(f".{path.name}.partial")
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    partial.unlink(missing_ok=True)
     try:
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(descriptor, 0, file_bytes)  # a full disk shows here, and rows are written faster
-            os.ftruncate(descriptor, file_bytes)
-            os.pwrite(descriptor, header, 0)
-            writer = SafetensorsWriter(descriptor, layout)
+        with fill_safetensors(partial, tensors, metadata=metadata) as writer:
             yield writer
-            writer.check_complete()
-        finally:
-            os.close(descriptor)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def fill_safetensors(
+    path: Path,
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[SafetensorsWriter]:
+    """The same in a file that is there under its name from the start, or was begun by another process.
+
+    Its rows are told with `keep`. ValueError where rows are missing at the end; the file stays, whatever happens.
+    """
+    header, layout, file_bytes = _layout(tensors, metadata)
+    with file_of_size(path, file_bytes) as descriptor:
+        os.pwrite(descriptor, header, 0)
+        slots = {name: (offset, _size_bytes(dtype, shape)) for name, (dtype, shape, offset) in layout.items()}
+        writer = SafetensorsWriter(PlacedFile(descriptor, path.name, slots), layout)
+        yield writer
+        writer.check_complete()
 
 
 def _layout(
@@ -117,7 +124,7 @@ def _layout(
     for name, dtype, shape in tensors:
         if name in listed or name == "__metadata__":
             raise ValueError(f"{name} cannot be the name of another tensor")
-        begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+        begin, end = end, end + _size_bytes(dtype, shape)
         listed[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         places.append((name, dtype, tuple(shape), begin))
     text = json.dumps(listed, separators=(",", ":"), ensure_ascii=False).encode()
@@ -131,8 +138,5 @@ def _rows(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
 
 
-def _write_fully(descriptor: int, array: NDArray[np.generic], offset: int) -> None:
-    view = array.reshape(-1).view(np.uint8).data
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def _size_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * ITEM_BYTES[dtype]

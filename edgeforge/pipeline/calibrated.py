@@ -31,7 +31,7 @@ class Learned:
     def calibration(self) -> Calibration:
         return self.quantized.calibration
 
-    def put_all(self, put: Callable[[str, int, Rows], None]) -> None:
+    def put_all(self, put: Callable[[str, int, Rows], object]) -> None:
         """Give every tensor of the pass to a sink, in the pieces that a walk would."""
         for name in self.quantized.names:
             tensor = self.quantized.tensor(name)

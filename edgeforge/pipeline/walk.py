@@ -43,7 +43,7 @@ class Consumer:
     """
 
     schemes: Mapping[str, QuantizationScheme]
-    put: Callable[[str, int, Rows], None]
+    put: Callable[[str, int, Rows], object]
     pre_quant_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     algorithm: Algorithm = "rtn"
 

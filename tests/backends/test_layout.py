@@ -137,13 +137,18 @@ def test_rows_of_another_scheme_or_beyond_the_end_are_refused(tmp_path: Path) ->
     name = "model.layers.0.self_attn.o_proj.weight"
     scheme = plan.schemes[name]
     good = quantize(np.ones((64, 64), np.float32), scheme)
-    with weight_file(plan, tmp_path) as file:
-        file.put(name, 0, good)
-        with pytest.raises(ValueError, match="does not fit"):
-            file.put(name, 1, good)
-        with pytest.raises(ValueError, match="the plan stores"):
-            file.put(name, 0, quantize(np.ones((64, 64), np.float32), replace(scheme, bits=8)))
-        with pytest.raises(ValueError, match="does not fit"):
-            file.put("model.norm.weight", 0, np.ones(65, np.float32))
-        with pytest.raises(KeyError):
-            file.put("model.layers.99.mlp.up_proj.weight", 0, good)
+
+    def refusals() -> None:
+        with weight_file(plan, tmp_path) as file:
+            file.put(name, 0, good)
+            with pytest.raises(ValueError, match="does not fit"):
+                file.put(name, 1, good)
+            with pytest.raises(ValueError, match="the plan stores"):
+                file.put(name, 0, quantize(np.ones((64, 64), np.float32), replace(scheme, bits=8)))
+            with pytest.raises(ValueError, match="does not fit"):
+                file.put("model.norm.weight", 0, np.ones(65, np.float32))
+            with pytest.raises(KeyError):
+                file.put("model.layers.99.mlp.up_proj.weight", 0, good)
+
+    with pytest.raises(ValueError, match="rows missing"):  # of all the others
+        refusals()

@@ -1,6 +1,6 @@
 """Writes rows of tensors into a compressed-tensors checkpoint, from any thread, in any order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from edgeforge.backends.huggingface import calibrated
 from edgeforge.backends.huggingface.layout import side
 from edgeforge.backends.huggingface.writing import RowSink, ShardWriter, write_shards
 from edgeforge.backends.nibbles import pack_words
+from edgeforge.model.placed_file import Extent
 from edgeforge.planning import BuildPlan
 from edgeforge.quantization.calibration import Calibration
 from edgeforge.quantization.scheme import QuantizedTensor
@@ -19,28 +20,30 @@ from edgeforge.quantization.scheme import QuantizedTensor
 NO_INPUTS_HINT = f"{calibrated.HINT}; or use --scheme fp8-dynamic, which needs none"
 
 
-def _put(shards: ShardWriter, name: str, start: int, rows: QuantizedTensor) -> None:
+def _put(shards: ShardWriter, name: str, start: int, rows: QuantizedTensor) -> Sequence[Extent]:
     prefix = name.removesuffix("weight")
+    put: list[Extent] = []
     if rows.scheme.code_format == "int":
-        shards.write(f"{prefix}weight_packed", start, pack_words(rows.codes.view(np.int8)))
+        put.append(shards.write(f"{prefix}weight_packed", start, pack_words(rows.codes.view(np.int8))))
         if rows.zero_points is not None:
-            _put_zero_points(shards, f"{prefix}weight_zero_point", start, rows.zero_points)
+            put.append(_put_zero_points(shards, f"{prefix}weight_zero_point", start, rows.zero_points))
     else:
-        shards.write(name, start, rows.codes)
+        put.append(shards.write(name, start, rows.codes))
     if rows.scheme.granularity != "tensor":
-        shards.write_floats(f"{prefix}weight_scale", start, rows.scales)
+        put.append(shards.write_floats(f"{prefix}weight_scale", start, rows.scales))
     elif start == 0:
-        shards.write_floats(f"{prefix}weight_scale", 0, rows.scales[0])
+        put.append(shards.write_floats(f"{prefix}weight_scale", 0, rows.scales[0]))
+    return put
 
 
-def _put_zero_points(shards: ShardWriter, name: str, start: int, zero_points: NDArray[np.int8]) -> None:
+def _put_zero_points(shards: ShardWriter, name: str, start: int, zero_points: NDArray[np.int8]) -> Extent:
     """int8 [n, G] -> words of eight rows; the last word of a matrix is filled up with zero bits."""
     if start % WORD_CODES:
         raise ValueError(f"row {start} of {name} is in the middle of a word")
     short = -len(zero_points) % WORD_CODES
     padded = np.pad(zero_points, ((0, short), (0, 0)), constant_values=-8) if short else zero_points
     words = pack_words(np.ascontiguousarray(padded.T)).T
-    shards.write(name, start // WORD_CODES, np.ascontiguousarray(words))
+    return shards.write(name, start // WORD_CODES, np.ascontiguousarray(words))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Writes rows of tensors into a unified checkpoint, from any thread, in any order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from edgeforge.backends.huggingface.writing import RowSink, ShardWriter, write_s
 from edgeforge.backends.modelopt.layout import cache_names, carries_input_scale, tensors
 from edgeforge.backends.nibbles import pack_columns, pack_rows
 from edgeforge.errors import UnusableInput
+from edgeforge.model.placed_file import Extent
 from edgeforge.planning import BuildPlan
 from edgeforge.quantization.calibration import Calibration
 from edgeforge.quantization.scheme import QuantizedTensor
@@ -23,26 +24,28 @@ ROWS_TOGETHER = 2
 """Int4 rows are stored in pairs, so a piece starts with an even row."""
 
 
-def _put(plan: BuildPlan, shards: ShardWriter, name: str, start: int, rows: QuantizedTensor) -> None:
+def _put(plan: BuildPlan, shards: ShardWriter, name: str, start: int, rows: QuantizedTensor) -> Sequence[Extent]:
     scheme, prefix = rows.scheme, name.removesuffix("weight")
     scales: NDArray[np.generic] = rows.scales
+    put: list[Extent] = []
     if scheme.code_format == "int":
         if start % ROWS_TOGETHER or len(rows.codes) % ROWS_TOGETHER:
             raise ValueError(f"rows {start} to {start + len(rows.codes) - 1} of {name} are not pairs")
-        shards.write(name, start // ROWS_TOGETHER, pack_rows(rows.codes.view(np.int8)))
+        put.append(shards.write(name, start // ROWS_TOGETHER, pack_rows(rows.codes.view(np.int8))))
     elif scheme.code_format == "e2m1":
-        shards.write(name, start, pack_columns(rows.codes.view(np.uint8)))
+        put.append(shards.write(name, start, pack_columns(rows.codes.view(np.uint8))))
         scales = scales.astype(ml_dtypes.float8_e4m3fn)
     else:
-        shards.write(name, start, rows.codes)
+        put.append(shards.write(name, start, rows.codes))
         scales = scales[:, 0]
     if scheme.granularity != "tensor":
-        shards.write(f"{prefix}weight_scale", start, scales)
+        put.append(shards.write(f"{prefix}weight_scale", start, scales))
     elif start == 0:
         _check_scale(plan, name, rows.scales[0, 0])
-        shards.write(f"{prefix}weight_scale", 0, np.asarray(rows.scales[0, 0]))
+        put.append(shards.write(f"{prefix}weight_scale", 0, np.asarray(rows.scales[0, 0])))
     if rows.tensor_scale is not None and start == 0:
-        shards.write(f"{prefix}weight_scale_2", 0, np.asarray(rows.tensor_scale, np.float32))
+        put.append(shards.write(f"{prefix}weight_scale_2", 0, np.asarray(rows.tensor_scale, np.float32)))
+    return put
 
 
 def _check_scale(plan: BuildPlan, name: str, scale: np.float32) -> None:

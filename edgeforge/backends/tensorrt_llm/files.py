@@ -6,7 +6,7 @@ of INT4 is of two rows: row 2i in the low nibble, row 2i + 1 in the high one, in
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from edgeforge.backends.huggingface.writing import rounded
 from edgeforge.backends.nibbles import pack_rows
 from edgeforge.backends.tensorrt_llm.sharding import Layout, Matrix, Share, make_layout, shared_inputs
 from edgeforge.errors import UnusableInput
-from edgeforge.model.safetensors_writer import SafetensorsWriter, write_safetensors
+from edgeforge.model.placed_file import Extent
+from edgeforge.model.safetensors_writer import SafetensorsWriter, fill_safetensors
 from edgeforge.planning import BuildPlan
 from edgeforge.quantization.calibration import Calibration
 from edgeforge.quantization.fp8 import input_scale, kv_cache_scale
@@ -77,48 +78,53 @@ class RankFiles:
         self._lock = threading.Lock()
         self._singles: dict[tuple[int, str], np.float32] = {}
 
-    def put(self, name: str, start: int, rows: Rows) -> None:
+    def put(self, name: str, start: int, rows: Rows) -> Sequence[Extent]:
         """See `edgeforge.backends.WeightSink`. INT4 rows come in pairs."""
         count = len(rows.codes) if isinstance(rows, QuantizedTensor) else len(rows)
+        put: list[Extent] = []
         for share in self._layout.shares[name]:
             low, high = max(start, share.first), min(start + count, share.stop)
             if low < high:
-                self._place(share, share.row + low - share.first, rows, slice(low - start, high - start))
+                put += self._place(share, share.row + low - share.first, rows, slice(low - start, high - start))
+        return put
 
-    def write(self, rank: int, name: str, row: int, values: NDArray[np.generic]) -> None:
-        self._writers[rank].write(name, row, values)
+    def keep(self, extents: Iterable[Extent]) -> None:
+        """See `edgeforge.backends.WeightSink`."""
+        files = {rank_file(rank): writer for rank, writer in enumerate(self._writers)}
+        for extent in extents:
+            files[extent.file].keep(extent)
 
-    def _place(self, share: Share, row: int, rows: Rows, cut: slice) -> None:
+    def write(self, rank: int, name: str, row: int, values: NDArray[np.generic]) -> Extent:
+        return self._writers[rank].write(name, row, values)
+
+    def _place(self, share: Share, row: int, rows: Rows, cut: slice) -> list[Extent]:
         matrix, name = share.matrix, f"{share.matrix.name}.{WEIGHT}"
         places = (cut,) if matrix.columns is None else (cut, slice(*matrix.columns))
         if not isinstance(rows, QuantizedTensor):
-            self.write(share.rank, name, row, rounded(rows[places], self._float_dtype))
-            return
+            return [self.write(share.rank, name, row, rounded(rows[places], self._float_dtype))]
         if rows.scheme != matrix.scheme:
             raise ValueError(f"the plan stores {name} as {matrix.scheme}, not {rows.scheme}")
         codes = rows.codes[places]
         if rows.scheme.code_format == "e4m3":
-            self.write(share.rank, name, row, np.ascontiguousarray(codes))
-            self._single(share, SCALE, rows.scales[0, 0])
-            return
+            put = [self.write(share.rank, name, row, np.ascontiguousarray(codes))]
+            return put + self._single(share, row, SCALE, rows.scales[0, 0])
         if row % 2 or len(codes) % 2:
             raise ValueError(f"rows {row} to {row + len(codes) - 1} of {name} are not pairs")
-        self.write(share.rank, name, row // 2, pack_rows(codes.view(np.int8)).view(np.int8))
         groups = slice(None) if matrix.columns is None else _groups(matrix.columns, rows.scheme)
-        self.write(share.rank, f"{matrix.name}.{SCALE}", row, np.ascontiguousarray(rows.scales[cut, groups]))
-        if rows.tensor_scale is not None:
-            self._single(share, SCALE_2, rows.tensor_scale)
+        put = [
+            self.write(share.rank, name, row // 2, pack_rows(codes.view(np.int8)).view(np.int8)),
+            self.write(share.rank, f"{matrix.name}.{SCALE}", row, np.ascontiguousarray(rows.scales[cut, groups])),
+        ]
+        return put if rows.tensor_scale is None else put + self._single(share, row, SCALE_2, rows.tensor_scale)
 
-    def _single(self, share: Share, part: str, value: np.float32) -> None:
-        """The one number of a whole matrix, written when its first rows come; the others' must be the same."""
+    def _single(self, share: Share, row: int, part: str, value: np.float32) -> list[Extent]:
+        """The one number of a whole matrix, written with its row 0; the other rows' must be the same."""
         name = f"{share.matrix.name}.{part}"
         with self._lock:
-            first = (share.rank, name) not in self._singles
             known = self._singles.setdefault((share.rank, name), value)
         if known != value:
             raise ValueError(f"{name} is {known} for some rows and {value} for others")
-        if first:
-            self.write(share.rank, name, 0, np.array([value], np.float32))
+        return [] if row else [self.write(share.rank, name, 0, np.array([value], np.float32))]
 
 
 def _groups(columns: tuple[int, int], scheme: QuantizationScheme) -> slice:
@@ -133,7 +139,7 @@ def rank_files(plan: BuildPlan, calibration: Calibration, directory: Path) -> It
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
-                write_safetensors(
+                fill_safetensors(
                     directory / rank_file(rank),
                     [(name, dtype, shape) for name, (dtype, shape) in rank_tensors(plan, layout, rank).items()],
                 )
