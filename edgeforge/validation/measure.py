@@ -82,7 +82,7 @@ def validate(
             tokens=len(tokens.ids),
         ),
         seconds=time.perf_counter() - started,
-        remarks=(*candidate.notes, kept_note(checkpoint.architecture.vocab_size)),
+        remarks=(*candidate.notes, kept_note(checkpoint.architecture.vocab_size, len(values))),
     )
 
 
