@@ -14,6 +14,8 @@ from edgeforge.validation.tasks import TaskOptions, prepare_tasks
 from edgeforge.validation.tasks.drawing import draw, name
 from edgeforge.validation.tasks.sources import documents
 
+from .narrow import knowing_only
+
 pytest.importorskip("lm_eval")
 
 DRAWN = [2, 43, 70, 97, 99]
@@ -77,11 +79,12 @@ def test_a_damaged_archive_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_dataset_that_is_not_in_the_cache_is_one_sentence(tmp_path: Path) -> None:
-    program = (
+    program = knowing_only(
+        "arc",
         "from edgeforge.validation.tasks import TaskOptions, prepare_tasks\n"
         "from edgeforge.errors import EdgeForgeError\n"
         "try:\n    prepare_tasks(TaskOptions(names=('arc_easy',)))\n"
-        "except EdgeForgeError as error:\n    print(error.exit_code, error.message)\n"
+        "except EdgeForgeError as error:\n    print(error.exit_code, error.message)\n",
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)

@@ -14,6 +14,8 @@ from edgeforge.hardware import load_target
 from edgeforge.validation.findings import TaskFindings
 from edgeforge.validation.tasks import PreparedTasks, TaskOptions, prepare_tasks, run_tasks
 
+from .narrow import knowing_only
+
 pytest.importorskip("lm_eval")
 
 
@@ -92,7 +94,8 @@ print(len(computed), len(Responses("a")), len(Responses("b")))
 
 def test_a_killed_run_goes_on_at_its_item(stories_f32: Build, test_data: Path) -> None:
     def start(stop: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", KILLED, str(stories_f32.bundle), str(test_data / "benchmarks"), str(stop)]
+        program = knowing_only("lambada", KILLED)
+        command = [sys.executable, "-c", program, str(stories_f32.bundle), str(test_data / "benchmarks"), str(stop)]
         return subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
 
     assert start(14).returncode == -9  # the reference answered 10, the candidate 4
