@@ -13,7 +13,7 @@ from edgeforge.bundle.names import base_model, hub_licence, title_of
 from edgeforge.runtime.manifest import Manifest
 from edgeforge.runtime.requirements import device_of, pip_name
 
-WORDS = {"pass": "passed", "undecided": "too few tokens to tell", "fail": "FAILED"}
+WORDS = {"pass": "passed", "undecided": "too few items to tell", "fail": "FAILED"}
 ENGINES = {
     "onnxruntime": "ONNX Runtime",
     "tensorrt-llm": "TensorRT-LLM",

@@ -1,8 +1,24 @@
-"""Greedy answers, as long as they are needed."""
+"""Greedy answers of both models, as long as they are needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from edgeforge.runtime.model import Model
+from edgeforge.validation.probes.common import Subject, Tell
+
+T = TypeVar("T")
+
+
+def ask_both(
+    subject: Subject, prompts: Sequence[str], ask: Callable[[Model, str], T], tell: Tell
+) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    """What `ask` makes of each prompt, with the original and with the bundle."""
+    found: list[T] = []
+    for model in (subject.reference, subject.candidate):
+        for prompt in prompts:
+            found.append(ask(model, prompt))
+            tell(len(found) / (2 * len(prompts)))
+    return tuple(found[: len(prompts)]), tuple(found[len(prompts) :])
 
 
 def answer(model: Model, question: str, *, max_new_tokens: int, enough: Callable[[str], bool]) -> str:

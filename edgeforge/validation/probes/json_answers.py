@@ -6,8 +6,9 @@ prompts go to both models, and McNemar's exact test says whether the bundle lost
 
 import json
 
+from edgeforge.runtime.model import Model
 from edgeforge.validation.findings import ProbeFigure
-from edgeforge.validation.probes.asking import answer
+from edgeforge.validation.probes.asking import answer, ask_both
 from edgeforge.validation.probes.common import Found, Pairs, Subject, Tell, share, skipped
 
 MOST_TOKENS = 96
@@ -37,14 +38,12 @@ def probe_json(subject: Subject, tell: Tell) -> Found:
     """The share of answers with a JSON value in them."""
     if subject.context_length < ROOM:
         return skipped(f"A context of {subject.context_length} tokens has no room for answers.")
-    parsed: list[list[bool]] = []
-    for model in (subject.reference, subject.candidate):
-        parsed.append([])
-        for prompt in PROMPTS:
-            text = answer(model, prompt, max_new_tokens=MOST_TOKENS, enough=has_json)
-            parsed[-1].append(has_json(text))
-            tell(sum(map(len, parsed)) / (2 * len(PROMPTS)))
-    return judge_json(Pairs(reference=tuple(parsed[0]), candidate=tuple(parsed[1])))
+
+    def parses(model: Model, prompt: str) -> bool:
+        return has_json(answer(model, prompt, max_new_tokens=MOST_TOKENS, enough=has_json))
+
+    reference, candidate = ask_both(subject, PROMPTS, parses, tell)
+    return judge_json(Pairs(reference=reference, candidate=candidate))
 
 
 def judge_json(pairs: Pairs) -> Found:

@@ -10,7 +10,8 @@ from itertools import product
 
 import numpy as np
 
-from edgeforge.validation.probes.asking import continuation
+from edgeforge.runtime.model import Model
+from edgeforge.validation.probes.asking import ask_both, continuation
 from edgeforge.validation.probes.common import SIGNIFICANCE, Found, Subject, Tell, share, skipped
 
 NEW_TOKENS = 128
@@ -33,13 +34,11 @@ def probe_repetition(subject: Subject, tell: Tell) -> Found:
     """The repeated share, averaged over the prompts."""
     if subject.context_length < ROOM:
         return skipped(f"A context of {subject.context_length} tokens has no room for long continuations.")
-    rates: list[list[float]] = []
-    for model in (subject.reference, subject.candidate):
-        rates.append([])
-        for prompt in PROMPTS:
-            rates[-1].append(repeated_share(continuation(model, prompt, max_new_tokens=NEW_TOKENS)))
-            tell(sum(map(len, rates)) / (2 * len(PROMPTS)))
-    return judge_repetition(*rates)
+
+    def rate(model: Model, prompt: str) -> float:
+        return repeated_share(continuation(model, prompt, max_new_tokens=NEW_TOKENS))
+
+    return judge_repetition(*ask_both(subject, PROMPTS, rate, tell))
 
 
 def judge_repetition(reference: Sequence[float], candidate: Sequence[float]) -> Found:
