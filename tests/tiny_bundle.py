@@ -6,9 +6,10 @@ without a graph, for engines that are not onnxruntime: its checkpoint is not one
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -89,8 +90,8 @@ def reference_logits(shape: Shape, ids: list[int], seed: int = 0) -> NDArray[np.
     return x @ w["head"]
 
 
-def graph(shape: Shape, *, scoring: bool, seed: int = 0) -> onnx.ModelProto:
-    """The decoder as ONNX; `scoring` keeps the logits of every token."""
+def graph(shape: Shape, *, rows: Literal["last", "all", "asked"], seed: int = 0) -> onnx.ModelProto:
+    """The decoder as ONNX, with logits of the last token, of all, or of as many as logits_from asks for."""
     kind = TensorProto.FLOAT if shape.dtype is np.float32 else TensorProto.FLOAT16
     cos, sin = rotary(shape)
     arrays = {
@@ -126,15 +127,18 @@ def graph(shape: Shape, *, scoring: bool, seed: int = 0) -> onnx.ModelProto:
             helper.make_node("Add", [f"x{i}", f"y{i}"], [f"x{i + 1}"]),
         ]
     last = f"x{shape.layers}"
-    if not scoring:
-        nodes.append(helper.make_node("Slice", [last, "minus1", "end", "one"], ["last"]))
+    if rows != "all":
+        start = "minus1" if rows == "last" else "logits_from"
+        nodes.append(helper.make_node("Slice", [last, start, "end", "one"], ["last"]))
         last = "last"
     nodes.append(helper.make_node("MatMul", [last, "head"], ["logits"]))
-    cache_shape = [1, shape.kv_heads, "S", shape.head_dim]
+    cache_shape = ["B", shape.kv_heads, "S", shape.head_dim]
     inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, [1, name]) for name in ("input_ids", "attention_mask")
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["B", name]) for name in ("input_ids", "attention_mask")
     ]
-    outputs = [helper.make_tensor_value_info("logits", kind, [1, "T" if scoring else 1, shape.vocab])]
+    if rows == "asked":
+        inputs.append(helper.make_tensor_value_info("logits_from", TensorProto.INT64, [1]))
+    outputs = [helper.make_tensor_value_info("logits", kind, ["B", 1 if rows == "last" else "T", shape.vocab])]
     inputs += [helper.make_tensor_value_info(name, kind, cache_shape) for name in caches]
     outputs += [
         helper.make_tensor_value_info(name.replace("past_key_values", "present"), kind, cache_shape) for name in caches
@@ -163,6 +167,7 @@ def make_bundle(
     eos: tuple[int, ...] = (257,),
     generation: GenerationRecord = GenerationRecord(),  # noqa: B008  (frozen)
     chat: bool = True,
+    runtime_graph: bool = True,
     provider: str = "CPUExecutionProvider",
     source: SourceRecord = SOURCE,
     notices: Mapping[str, bytes] = MappingProxyType({}),
@@ -173,17 +178,20 @@ def make_bundle(
     model = folder / "model"
     model.mkdir(parents=True)
     onnx.save_model(
-        graph(shape, scoring=False, seed=seed),
+        graph(shape, rows="last", seed=seed),
         model / "model.onnx",
         save_as_external_data=True,
         location="model.onnx.data",
         size_threshold=256,
     )
-    (model / "scoring.onnx").write_bytes(graph(shape, scoring=True, seed=seed).SerializeToString())
+    (model / "scoring.onnx").write_bytes(graph(shape, rows="all", seed=seed).SerializeToString())
     write_tokenizer(model, chat=chat)
     record = model_record(
         shape, backend="onnx", graphs=True, weights="model/model.onnx.data", eos=eos, generation=generation, chat=chat
     )
+    if runtime_graph:
+        (model / "runtime.onnx").write_bytes(graph(shape, rows="asked", seed=seed).SerializeToString())
+        record = replace(record, runtime_graph="model/runtime.onnx")
     assemble(
         folder,
         target=dict(target),

@@ -121,12 +121,5 @@ def _file_records(
 
 
 def _record(staging: Path, path: str, model: ModelRecord, digest: str | None = None) -> FileRecord:
-    role = role_of(
-        path,
-        graph=model.graph,
-        scoring_graph=model.scoring_graph,
-        weights=model.weights,
-        tokenizer=model.tokenizer,
-    )
     file = staging / path
-    return FileRecord(sha256=digest or sha256_of(file), size=file.stat().st_size, role=role)
+    return FileRecord(sha256=digest or sha256_of(file), size=file.stat().st_size, role=role_of(path, model))

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from edgeforge.runtime.manifest import Manifest
+from edgeforge.runtime.manifest import Manifest, ModelRecord
 from edgeforge.runtime.parity import PARITY_NAME
 
 _ROLES = {
@@ -31,12 +31,14 @@ def manifest_to_json(manifest: Manifest) -> dict[str, object]:
 def manifest_text(manifest: Manifest) -> str:
     """The file's text: fields in the dataclasses' order, files sorted by path, no time, no host.
 
-    `engine` is left out where there is none, so that older runtimes read ONNX bundles.
+    `engine` and `model.runtime_graph` are left out where there is none, so that older runtimes read such bundles.
     """
     fields = asdict(manifest)
     fields["files"] = dict(sorted(fields["files"].items()))
     if manifest.engine is None:
         del fields["engine"]
+    if manifest.model.runtime_graph is None:
+        del fields["model"]["runtime_graph"]
     return json_text(fields)
 
 
@@ -45,9 +47,15 @@ def json_text(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def role_of(path: str, *, graph: str | None, scoring_graph: str | None, weights: str | None, tokenizer: str) -> str:
+def role_of(path: str, model: ModelRecord) -> str:
     """What a bundle's file is for, in one word."""
-    named = {graph: "graph", scoring_graph: "scoring_graph", weights: "weights", tokenizer: "tokenizer"}
+    named = {
+        model.graph: "graph",
+        model.scoring_graph: "scoring_graph",
+        model.runtime_graph: "runtime_graph",
+        model.weights: "weights",
+        model.tokenizer: "tokenizer",
+    }
     if path in named:
         return named[path]
     if path in _ROLES:

@@ -83,6 +83,7 @@ def model_record(plan: BuildPlan, checkpoint: Checkpoint, *, backend: str, files
         backend=backend,
         graph=files.graph and f"model/{files.graph}",
         scoring_graph=files.scoring_graph and f"model/{files.scoring_graph}",
+        runtime_graph=files.runtime_graph and f"model/{files.runtime_graph}",
         weights=f"model/{files.weights[0]}" if len(files.weights) == 1 else None,
         activations=target.activations,
         kv_cache=target.kv_cache,

@@ -34,6 +34,7 @@ BACKEND = "edgeforge.backend"
 _TYPES = {
     "graph": WEIGHT_TYPE,
     "scoring_graph": WEIGHT_TYPE,
+    "runtime_graph": WEIGHT_TYPE,
     "weights": WEIGHT_TYPE,
     "engine": WEIGHT_TYPE,
     "runtime": CODE_TYPE,

@@ -76,13 +76,18 @@ def load(
     MissingRequirement (no package, device or version).
     """
     from .choice import open_engine
+    from .errors import UnusableBundle
     from .variants import bundle_in
 
+    if (batch is not None and batch < 1) or (prefix_cache_bytes is not None and prefix_cache_bytes < 0):
+        raise UnusableBundle("batch must be at least 1, and prefix_cache_bytes at least 0")
     bundle = bundle_in(Path(path))
     manifest = verify_bundle(bundle, verify)
     if verify == "full":
         check_parity(bundle, manifest)
-    engine = open_engine(bundle, manifest, device=device, threads=threads)
+    engine = open_engine(
+        bundle, manifest, device=device, threads=threads, batch=batch, prefix_cache_bytes=prefix_cache_bytes
+    )
     # Only now, since it imports the packages that `open_engine` has looked for.
     from .model import Model
 

@@ -55,7 +55,15 @@ LOADS: Mapping[Program, frozenset[tuple[str, str]]] = {
 }
 
 
-def open_engine(bundle: Path, manifest: Manifest, *, device: Device | None, threads: int | None) -> "Engine":
+def open_engine(
+    bundle: Path,
+    manifest: Manifest,
+    *,
+    device: Device | None,
+    threads: int | None,
+    batch: int | None,
+    prefix_cache_bytes: int | None,
+) -> "Engine":
     """The engine for the bundle, its requirements checked; nothing of the model is read yet.
 
     MissingRequirement for a package, a GPU, a version, or a step on the device that is not there; UnusableBundle for a
@@ -68,7 +76,19 @@ def open_engine(bundle: Path, manifest: Manifest, *, device: Device | None, thre
         # Only now, since these modules import the packages.
         from .engine import OnnxEngine
 
-        return OnnxEngine(bundle, manifest.model, device=chosen, threads=threads)
+        return OnnxEngine(
+            bundle,
+            manifest.model,
+            device=chosen,
+            threads=threads,
+            batch=batch,
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
+    if batch not in (None, 1) or prefix_cache_bytes is not None:
+        raise UnusableBundle(
+            f"a bundle of backend {manifest.model.backend} computes one answer at a time, with its program's own cache",
+            hint="leave batch and prefix_cache_bytes out, or serve the bundle with the program itself",
+        )
     if device == "cpu":
         raise UnusableBundle(f"a bundle of backend {manifest.model.backend} runs on NVIDIA GPUs only")
     program, version = choose(bundle, manifest, installed_version, lambda: visible(gpus()))

@@ -1,7 +1,6 @@
 """What computes under a `Model`: token ids go in, token ids come out. Here for graphs, in onnxruntime."""
 
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -9,14 +8,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .batch import Batch
 from .errors import UnusableBundle
-from .generate import FinishReason, Generation, GenerationOptions, Token, TokenLogprob
-from .graph import Graph, open_graph
-from .growing import GrowingCacheDecoder
+from .generate import Generation, GenerationOptions
+from .graph import open_graph
+from .growing import GrowingCache
 from .manifest import ModelRecord
+from .request import Request
 from .requirements import Device
-from .sampling import Sampler, logprobs
-from .session import Decoder, Scorer, SharedCacheDecoder, shared_prefix
+from .session import Decoder, Scorer, SlotDecoder
+from .slots import Caches, Slots, one_context_bytes
+
+# Sequences that are computed together, where the caller does not say. On a GPU their caches take memory at once.
+CPU_BATCH = 8
 
 
 class Engine(Protocol):
@@ -45,98 +49,89 @@ class Engine(Protocol):
 
 
 class OnnxEngine:
-    """A bundle's graphs in onnxruntime. A prompt that begins like what the cache holds is computed from where it
-    differs.
-    """
+    """A bundle's graphs in onnxruntime."""
 
-    def __init__(self, bundle: Path, model: ModelRecord, *, device: Device, threads: int | None) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        model: ModelRecord,
+        *,
+        device: Device,
+        threads: int | None,
+        batch: int | None,
+        prefix_cache_bytes: int | None,
+    ) -> None:
         self.device: Device = device
         self._bundle = bundle
         self._model = model
         self._threads = threads
-        self.lock = threading.RLock()
+        self._slots = batch or (CPU_BATCH if device == "cpu" else 1)
+        self._prefix_cache_bytes = one_context_bytes(model) if prefix_cache_bytes is None else prefix_cache_bytes
         self._opening = threading.RLock()
+        self._batch: Batch | None = None
         self._decoder: Decoder | None = None
-        self._scorer: Scorer | GrowingCacheDecoder | None = None
+        self._scorer: Scorer | None = None
+
+    def open(self) -> None:
+        _ = self.batch
+
+    @property
+    def batch(self) -> Batch:
+        """What generations share. Opened at its first use."""
+        with self._opening:
+            if self._batch is None:
+                self._batch = Batch(self._new_caches(slots=self._slots), self._prefix_cache_bytes)
+            return self._batch
 
     @property
     def decoder(self) -> Decoder:
         """Ids in, logits out: the layer under generation. Opened at its first use."""
         with self._opening:
             if self._decoder is None:
-                open_decoder = SharedCacheDecoder if self._model.backend == "onnx" else GrowingCacheDecoder
-                self._decoder = open_decoder(self._open_graph(self._model.graph), self._model, self.device)
+                self._decoder = self.new_decoder()
             return self._decoder
 
-    def open(self) -> None:
-        _ = self.decoder
+    def new_decoder(self) -> Decoder:
+        """A decoder with a cache of its own."""
+        return SlotDecoder(self._new_caches())
 
     def check(self, options: GenerationOptions) -> None:
-        if options.speculation is not None or options.overflow == "slide":
-            raise UnusableBundle("speculation and a sliding context are not there yet")
+        if options.speculation is None:
+            return
+        if self._model.backend == "onnx" and self._model.runtime_graph is None:
+            raise UnusableBundle(
+                "this bundle has no graph that checks several guessed tokens at once, which speculation needs",
+                hint="build it again with this version of EdgeForge",
+            )
+        draft = options.speculation.draft
+        if draft is not None and draft.manifest.model.vocab_size != self._model.vocab_size:
+            raise UnusableBundle(
+                f"the draft model has a vocabulary of {draft.manifest.model.vocab_size} tokens, "
+                f"and the model that it drafts for one of {self._model.vocab_size}"
+            )
 
     def generate(self, prompt: Sequence[int], options: GenerationOptions, cancel: threading.Event) -> Generation:
-        return _Plain(self, prompt, options, cancel)
+        return Request(
+            prompt,
+            options,
+            cancel,
+            advance=lambda request: self.batch.advance(request),
+            context_length=self._model.context_length,
+            vocab_size=self._model.vocab_size,
+        )
 
     def score(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         with self._opening:
             if self._scorer is None:
-                open_scorer = Scorer if self._model.backend == "onnx" else GrowingCacheDecoder
-                self._scorer = open_scorer(self._open_graph(self._model.scoring_graph), self._model, self.device)
+                self._scorer = Scorer(self._new_caches(scores=True))
             return self._scorer.score(ids, first)
 
-    def _open_graph(self, path: str | None) -> Graph:
+    def _new_caches(self, *, slots: int = 1, scores: bool = False) -> Caches:
+        model = self._model
+        path = model.runtime_graph or (model.scoring_graph if scores else model.graph)
         if path is None:
-            raise UnusableBundle(f"a bundle of backend {self._model.backend} has no graph to run")
-        return open_graph(self._bundle / path, device=self.device, threads=self._threads)
-
-
-class _Plain:
-    def __init__(
-        self, engine: OnnxEngine, prompt: Sequence[int], options: GenerationOptions, cancel: threading.Event
-    ) -> None:
-        self.reused_tokens = 0
-        self._engine = engine
-        self._prompt = list(prompt)
-        self._options = options
-        self._cancel = cancel
-        self._given_up = False
-        self._deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
-        self._sampler = Sampler(options.sampling, prompt, engine._model.vocab_size)
-        self._ids: list[int] = []
-        self._limit = options.limit(engine._model.context_length - len(prompt))
-
-    def cancel(self) -> None:
-        self._given_up = True
-
-    def poll(self) -> Token | FinishReason | None:
-        if self._given_up or self._cancel.is_set():
-            return "cancelled"
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            return "timeout"
-        if len(self._ids) >= self._limit:
-            return "length"
-        with self._engine.lock:
-            decoder = self._engine.decoder
-            ids = self._prompt + self._ids
-            known = shared_prefix(decoder.cached_ids, ids)
-            if not self._ids:
-                self.reused_tokens = known
-            decoder.rewind(known)
-            logits = decoder.append(ids[known:])
-            constraint = self._options.constraint
-            token = self._sampler.choose(logits, None if constraint is None else constraint.mask())
-        if token in self._options.eos_token_ids:
-            return "stop"
-        if constraint is not None:
-            constraint.accept(token)
-        self._ids.append(token)
-        known_logprob = None
-        if self._options.logprobs is not None:
-            told = logprobs(logits, token, self._options.logprobs)
-            known_logprob = TokenLogprob(
-                token_id=token,
-                logprob=told.chosen.logprob,
-                alternatives=tuple((each.token, each.logprob) for each in told.likeliest),
-            )
-        return Token(id=token, logprob=known_logprob)
+            raise UnusableBundle(f"a bundle of backend {model.backend} has no graph to run")
+        graph = open_graph(self._bundle / path, device=self.device, threads=self._threads)
+        if model.backend == "onnx":
+            return Slots(graph, model, self.device, slots=slots)
+        return GrowingCache(graph, model, self.device)

@@ -25,9 +25,9 @@ class Fields:
         """The value of a required field."""
         return self._typed(self._get(name), name, kind)
 
-    def optional(self, name: str, kind: type[T]) -> T | None:
-        """The value of a field that may be null; the field itself must be there."""
-        value = self._get(name)
+    def optional(self, name: str, kind: type[T], *, required: bool = True) -> T | None:
+        """The value of a field that may be null; unless `required`, it may also not be there at all."""
+        value = self._get(name) if required or name in self._values else None
         return None if value is None else self._typed(value, name, kind)
 
     def count(self, name: str) -> int:

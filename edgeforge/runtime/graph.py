@@ -3,9 +3,11 @@ there.
 """
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -69,6 +71,11 @@ class Graph(Protocol):
     def run_with_iobinding(self, iobinding: Binding) -> None: ...
 
 
+# Sessions can be run by several threads at once, and are closed when nobody holds them.
+_open: WeakValueDictionary[object, Graph] = WeakValueDictionary()
+_opening = threading.Lock()
+
+
 def default_threads() -> int:
     """Physical cores that this process may use; no more than a container's CPU quota, since its threads spin."""
     if not hasattr(os, "sched_getaffinity"):  # macOS, Windows
@@ -92,10 +99,20 @@ def _read(path: str) -> str:
 
 def open_graph(path: Path, *, device: Device, threads: int | None) -> Graph:
     """An onnxruntime session for latency: all optimizations, spinning threads, no growth of the arena beyond what a run
-    asks.
+    asks. One that is open already is shared, since each has its weights in memory, in its kernels' own layout.
 
     MissingRequirement if the device is not there; UnusableBundle if onnxruntime refuses the graph.
     """
+    status = path.stat() if path.exists() else None
+    key = (path.resolve(), status and (status.st_mtime_ns, status.st_size, status.st_ino), device, threads)
+    with _opening:
+        graph = _open.get(key)
+        if graph is None:
+            graph = _open[key] = _new_graph(path, device=device, threads=threads)
+        return graph
+
+
+def _new_graph(path: Path, *, device: Device, threads: int | None) -> Graph:
     ort = import_package("onnxruntime", device)
     provider = _PROVIDERS[device]
     if provider not in ort.get_available_providers():

@@ -1,8 +1,7 @@
-"""The decoder for graphs whose present caches are new, longer tensors (optimum's exports): past in, present out,
-present becomes past.
+"""The cache of graphs whose present caches are new, longer tensors (optimum's exports): past in, present out, present
+becomes past.
 
-Slower than `session.SharedCacheDecoder`, since each layer's cache is copied at every token; it runs the second,
-independent road.
+Slower than `slots.Slots`, since each layer's cache is copied at every token; it runs the second, independent road.
 """
 
 from collections.abc import Sequence
@@ -13,52 +12,33 @@ from numpy.typing import NDArray
 from .graph import DTYPES, Binding, Graph, Value, run
 from .manifest import ModelRecord
 from .requirements import Device, import_package
-from .session import PREFILL_CHUNK, cache_arguments, check_room, shared_prefix
+from .slots import cache_arguments, check_room
 
 
-class GrowingCacheDecoder:
-    """A `session.Decoder` over input_ids, attention_mask, (position_ids,) past_key_values.* -> logits [1, T, V],
-    present.*.
+class GrowingCache:
+    """`slots.Caches` of one slot. The graph takes input_ids, attention_mask, (position_ids,) and past_key_values.*; it
+    gives logits [1, T, V] and present.*.
     """
 
+    copies = False
+
     def __init__(self, graph: Graph, model: ModelRecord, device: Device) -> None:
-        self.context_length = model.context_length
-        self._ids: list[int] = []
+        self.positions = self.rows = model.context_length
+        self.ids: list[list[int]] = [[]]
         self._graph = graph
         self._device = device
         self._arguments = cache_arguments(graph, model)
         self._has_positions = any(argument.name == "position_ids" for argument in graph.get_inputs())
         self._ort = import_package("onnxruntime", device)
-        self._empty = (1, model.num_key_value_heads, 0, model.head_dim)
-        self._past = self._empty_caches()
+        shape = (1, model.num_key_value_heads, 0, model.head_dim)
+        self._past = [self._value(np.zeros(shape, DTYPES[argument.type])) for argument in self._arguments]
 
-    @property
-    def cached_ids(self) -> Sequence[int]:
-        return self._ids
-
-    def append(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        check_room(len(self._ids) + len(ids), self.context_length)
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            logits = self._run(ids[start : start + PREFILL_CHUNK])
-        last: NDArray[np.float32] = logits[-1]
-        return last
-
-    def rewind(self, length: int) -> None:
-        if length >= len(self._ids):
-            return
-        del self._ids[length:]
-        self._past = [self._value(np.ascontiguousarray(past.numpy()[:, :, :length])) for past in self._past]
-
-    def score(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
-        """float32 [T - first, V], as `session.Scorer.score` gives them; at most context_length ids."""
-        check_room(len(ids), self.context_length)
-        self.rewind(min(shared_prefix(self._ids, ids), first))
-        for start in range(len(self._ids), first, PREFILL_CHUNK):
-            self._run(ids[start : min(start + PREFILL_CHUNK, first)])
-        return self._run(ids[first:])
-
-    def _run(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        past = len(self._ids)
+    def feed(
+        self, first: int, rows: Sequence[Sequence[int]], wanted: int = 1, *, own: bool = False
+    ) -> NDArray[np.float32]:
+        (ids,) = rows
+        past = len(self.ids[0])
+        check_room(past + len(ids), self.positions)
         inputs = {"input_ids": [ids], "attention_mask": [[1] * (past + len(ids))]}
         if self._has_positions:
             inputs["position_ids"] = [range(past, past + len(ids))]
@@ -72,11 +52,13 @@ class GrowingCacheDecoder:
             binding.bind_output(argument.name.replace("past_key_values", "present"), self._device)
         run(self._graph, binding)
         logits, *self._past = binding.get_outputs()
-        self._ids.extend(ids)
-        return np.asarray(logits.numpy()[0], np.float32)
+        self.ids[0].extend(ids)
+        return np.asarray(logits.numpy()[:, -wanted:], np.float32)
 
-    def _empty_caches(self) -> list[Value]:
-        return [self._value(np.zeros(self._empty, DTYPES[argument.type])) for argument in self._arguments]
+    def rewind(self, slot: int, length: int) -> None:
+        if length < len(self.ids[0]):
+            del self.ids[0][length:]
+            self._past = [self._value(np.ascontiguousarray(past.numpy()[:, :, :length])) for past in self._past]
 
     def _value(self, array: NDArray[np.generic]) -> Value:
         value: Value = self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)

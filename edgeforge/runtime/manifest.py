@@ -148,6 +148,7 @@ def _model(fields: Fields) -> ModelRecord:
         eos_token=fields.optional("eos_token", str),
         add_bos=fields.take("add_bos", bool),
         generation=_generation(fields.child("generation")),
+        runtime_graph=fields.optional("runtime_graph", str, required=False),
     )
     fields.close()
     if record.backend not in BACKENDS:
@@ -238,6 +239,8 @@ def _check_kind(manifest: Manifest, fields: Fields) -> None:
     for name, value in graphs.items():
         if (value is None) is (model.backend in GRAPH_BACKENDS):
             raise fields.wrong(name, f"{'is null' if value is None else 'is not null'}, with backend {model.backend}")
+    if model.runtime_graph is not None and model.backend != "onnx":
+        raise fields.wrong("model.runtime_graph", f"is not null, with backend {model.backend}")
     if (engine is None) is (model.backend in ENGINE_BACKENDS):
         what = "is missing" if engine is None else "is not null"
         raise fields.wrong("engine", f"{what}, with backend {model.backend}")
@@ -249,6 +252,7 @@ def _check_model_files(manifest: Manifest) -> None:
     paths = {
         "model.graph": model.graph,
         "model.scoring_graph": model.scoring_graph,
+        "model.runtime_graph": model.runtime_graph,
         "model.weights": model.weights,
         "model.tokenizer": model.tokenizer,
         "model.chat_template": model.chat_template,

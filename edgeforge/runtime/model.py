@@ -213,10 +213,19 @@ class Model:
 
     @property
     def decoder(self) -> Decoder:
-        """Ids in, logits out: the layer under generation, where the bundle holds a graph."""
+        """Ids in, logits out: the layer under generation, where the bundle holds a graph. With a cache of its own, for
+        one thread.
+        """
+        return self._graphs().decoder
+
+    def new_decoder(self) -> Decoder:
+        """Another `decoder`, that nobody else uses."""
+        return self._graphs().new_decoder()
+
+    def _graphs(self) -> OnnxEngine:
         if not isinstance(self._engine, OnnxEngine):
             raise UnusableBundle(f"a bundle of backend {self.manifest.model.backend} has no graph to step through")
-        return self._engine.decoder
+        return self._engine
 
 
 def _first(*values: N | None) -> N:

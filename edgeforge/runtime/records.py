@@ -37,6 +37,8 @@ class ModelRecord:
     `backend` onnx: past and present share one buffer of `context_length` positions. optimum: present is a new, longer
     tensor. The others hold a checkpoint (or engine) for an `EngineRecord`'s program, and no graph. Paths are relative
     to the bundle. `weights` is the one file with the weights; None where the graph holds them, or there are several.
+    Logits of the last token are what `graph` gives, of every token `scoring_graph`, of as many as are asked for
+    `runtime_graph`, which bundles have since there is speculation.
     """
 
     backend: str
@@ -58,6 +60,7 @@ class ModelRecord:
     eos_token: str | None
     add_bos: bool
     generation: GenerationRecord
+    runtime_graph: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The two graphs are valid ONNX, keep onnxruntime-genai's contract, and read one data file within its bounds."""
+"""The three graphs are valid ONNX, keep onnxruntime-genai's contract, and read one data file within its bounds."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +9,8 @@ from built import Build
 from onnx import TensorProto, helper
 
 BUILDS = ["stories_f32", "stories_int4", "demo_int4"]
-GRAPHS = ["model.onnx", "scoring.onnx"]
+LOGITS = {"model.onnx": 1, "scoring.onnx": "sequence_length", "runtime.onnx": "logits_length"}
+GRAPHS = list(LOGITS)
 
 
 @pytest.fixture(params=BUILDS)
@@ -46,7 +47,8 @@ def test_inputs_and_outputs_are_those_that_genai_feeds(build: Build, name: str) 
     inputs = {value.name: value for value in graph.input}
     outputs = {value.name: value for value in graph.output}
     caches = [f"{i}.{part}" for i in range(a.num_hidden_layers) for part in ("key", "value")]
-    assert set(inputs) == {"input_ids", "attention_mask", *(f"past_key_values.{cache}" for cache in caches)}
+    asked = {"logits_from"} if name == "runtime.onnx" else set()
+    assert set(inputs) == {"input_ids", "attention_mask", *asked, *(f"past_key_values.{cache}" for cache in caches)}
     assert set(outputs) == {"logits", *(f"present.{cache}" for cache in caches)}
     assert inputs["input_ids"].type.tensor_type.elem_type == TensorProto.INT64
     assert shape(inputs["attention_mask"]) == ["batch_size", "total_sequence_length"]
@@ -54,8 +56,7 @@ def test_inputs_and_outputs_are_those_that_genai_feeds(build: Build, name: str) 
         past, present = inputs[f"past_key_values.{cache}"], outputs[f"present.{cache}"]
         assert shape(past) == ["batch_size", a.num_key_value_heads, "max_sequence_length", a.head_dim]
         assert past.type == present.type  # one buffer, bound as both
-    tokens = 1 if name == "model.onnx" else "sequence_length"
-    assert shape(outputs["logits"]) == ["batch_size", tokens, a.vocab_size]
+    assert shape(outputs["logits"]) == ["batch_size", LOGITS[name], a.vocab_size]
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -80,12 +81,12 @@ def test_every_array_lies_in_the_data_file_and_none_overlap(build: Build, name: 
     assert ordered[-1][1] == (build.bundle / "model" / "model.onnx.data").stat().st_size
 
 
-def test_both_graphs_read_the_same_bytes(build: Build) -> None:
+def test_all_graphs_read_the_same_bytes(build: Build) -> None:
     def places(name: str) -> dict[str, list[tuple[str, str]]]:
         initializers = model(build, name).graph.initializer
         return {t.name: [(e.key, e.value) for e in t.external_data] for t in initializers if t.external_data}
 
-    assert places("model.onnx") == places("scoring.onnx")
+    assert places("model.onnx") == places("scoring.onnx") == places("runtime.onnx")
 
 
 def test_a_layer_is_as_few_nodes_as_onnxruntime_has_fusions_for(demo_int4: Build) -> None:

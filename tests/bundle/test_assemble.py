@@ -64,6 +64,7 @@ def test_the_manifest_lists_every_file_with_its_hash_size_and_role(bundle: Path)
         "model/chat_template.jinja": "chat_template",
         "model/model.onnx": "graph",
         "model/model.onnx.data": "weights",
+        "model/runtime.onnx": "runtime_graph",
         "model/scoring.onnx": "scoring_graph",
         "model/tokenizer.json": "tokenizer",
         "provenance.json": "provenance",

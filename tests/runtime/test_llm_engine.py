@@ -86,8 +86,8 @@ def greedy_reference(prompt: list[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def test_the_chunks_are_those_of_the_onnx_engine(world: World, model: Model) -> None:
-    model.decoder.rewind(0)
+def test_the_chunks_are_those_of_the_onnx_engine(world: World, tiny: Path) -> None:
+    model = runtime.load(tiny, threads=1)
     theirs = list(world.load().generate(PROMPT, max_new_tokens=20, ignore_eos=True))
     ours = list(model.generate(PROMPT, max_new_tokens=20, ignore_eos=True))
     assert [(c.text, c.token_ids, c.finish_reason, c.usage) for c in theirs] == [

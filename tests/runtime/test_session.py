@@ -10,9 +10,10 @@ from edgeforge import runtime
 from edgeforge.runtime import session
 from edgeforge.runtime.errors import UnusableBundle
 from edgeforge.runtime.graph import open_graph
-from edgeforge.runtime.growing import GrowingCacheDecoder
+from edgeforge.runtime.growing import GrowingCache
 from edgeforge.runtime.model import Model
-from edgeforge.runtime.session import Decoder
+from edgeforge.runtime.session import Decoder, Scorer, SlotDecoder
+from edgeforge.runtime.slots import Slots
 
 SHAPE = Shape()
 IDS = [int(id) for id in np.random.default_rng(1).integers(0, 256, SHAPE.context)]
@@ -23,14 +24,20 @@ def near(logits: np.ndarray, reference: np.ndarray) -> bool:
     return logits.dtype == np.float32 and bool(np.abs(logits - reference).max() < 1e-5 * np.abs(REFERENCE).max())
 
 
-@pytest.fixture(params=["shared", "growing"])
-def decoder(request: pytest.FixtureRequest, model: Model) -> Decoder:
-    """Both kinds of decoder over the same weights."""
-    if request.param == "shared":
-        model.decoder.rewind(0)
-        return model.decoder
+def slots(model: Model, file: str = "runtime.onnx", count: int = 1) -> Slots:
+    graph = open_graph(model.bundle / "model" / file, device="cpu", threads=1)
+    return Slots(graph, model.manifest.model, "cpu", slots=count)
+
+
+def growing(model: Model) -> GrowingCache:
     graph = open_graph(model.bundle / "model/scoring.onnx", device="cpu", threads=1)
-    return GrowingCacheDecoder(graph, model.manifest.model, "cpu")
+    return GrowingCache(graph, model.manifest.model, "cpu")
+
+
+@pytest.fixture(params=["runtime.onnx", "model.onnx", "scoring.onnx", "growing"])
+def decoder(request: pytest.FixtureRequest, model: Model) -> Decoder:
+    """Over the same weights, every kind of graph and of cache."""
+    return SlotDecoder(growing(model) if request.param == "growing" else slots(model, request.param))
 
 
 @pytest.mark.parametrize("cuts", [(64,), (1,) * 64, (10, 1, 1, 30, 22), (63, 1)])
@@ -44,8 +51,7 @@ def test_logits_do_not_depend_on_how_tokens_are_fed(decoder: Decoder, cuts: tupl
 
 
 def test_a_long_prompt_is_fed_in_chunks(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (session, __import__("edgeforge.runtime.growing", fromlist=["growing"])):
-        monkeypatch.setattr(module, "PREFILL_CHUNK", 7)
+    monkeypatch.setattr(session, "PREFILL_CHUNK", 7)
     assert near(decoder.append(IDS[:50]), REFERENCE[49])
 
 
@@ -82,11 +88,49 @@ def test_scores_are_the_callers_own(model: Model) -> None:
     assert np.array_equal(first, kept)
 
 
-def test_optimum_graphs_score_from_an_empty_cache_each_time(model: Model) -> None:
-    graph = open_graph(model.bundle / "model/scoring.onnx", device="cpu", threads=1)
-    scorer = GrowingCacheDecoder(graph, model.manifest.model, "cpu")
-    for _ in range(2):
-        assert near(scorer.score(IDS[:9]), REFERENCE[:9])
+@pytest.mark.parametrize("kind", ["runtime.onnx", "scoring.onnx", "growing"])
+def test_a_scorer_computes_what_it_does_not_know(model: Model, kind: str) -> None:
+    scorer = Scorer(growing(model) if kind == "growing" else slots(model, kind))
+    for ids, first in ((IDS[:9], 0), (IDS[:9], 0), (IDS[:30], 12), (IDS[:20], 19)):
+        assert near(scorer.score(ids, first), REFERENCE[first : len(ids)])
+
+
+def test_sequences_of_different_lengths_are_each_as_alone(model: Model) -> None:
+    caches = slots(model, count=5)
+    lengths = (3, 40, 1, 63, 17)
+    for slot, length in enumerate(lengths):
+        caches.feed(slot, [IDS[:length]])
+    logits = caches.feed(0, [[IDS[length]] for length in lengths])
+    for row, length in zip(logits, lengths, strict=True):
+        assert near(row[0], REFERENCE[length])
+    assert [len(ids) for ids in caches.ids] == [length + 1 for length in lengths]
+
+
+def test_a_slot_without_a_row_of_its_own_stays_as_it_is(model: Model) -> None:
+    caches = slots(model, count=3)
+    for slot, length in enumerate((5, 30, 9)):
+        caches.feed(slot, [IDS[:length]])
+    caches.feed(0, [[IDS[5]], [], [IDS[9]]])
+    assert caches.ids[1] == IDS[:30]
+    assert near(caches.feed(1, [IDS[30:32]])[0, 0], REFERENCE[31])
+
+
+def test_logits_of_the_last_tokens_are_given_as_asked(model: Model) -> None:
+    for caches in (slots(model), slots(model, "scoring.onnx"), growing(model)):
+        caches.feed(0, [IDS[:20]])
+        assert near(caches.feed(0, [IDS[20:29]], 4)[0], REFERENCE[25:29])
+
+
+def test_what_was_read_is_written_elsewhere_or_copied(model: Model) -> None:
+    caches = slots(model, count=4)
+    caches.feed(0, [IDS[:30]])
+    values = caches.read(0, 4, 30)
+    assert values.shape == (2 * SHAPE.layers, SHAPE.kv_heads, 26, SHAPE.head_dim)
+    caches.feed(3, [IDS[:4]])
+    caches.write(3, IDS[4:30], values)
+    assert near(caches.feed(3, [IDS[30:31]])[0, 0], REFERENCE[30])
+    caches.copy(3, 1, 0, 31)
+    assert near(caches.feed(1, [IDS[31:32]])[0, 0], REFERENCE[31])
 
 
 def test_a_half_precision_graph_runs_on_the_processor(tmp_path: Path) -> None:
@@ -102,7 +146,7 @@ def test_a_graph_that_is_not_the_manifests_is_refused(tmp_path: Path, model: Mod
     deeper = make_bundle(tmp_path / "deep", Shape(layers=3))
     record = runtime.read_manifest(deeper).model
     with pytest.raises(UnusableBundle, match=r"past_key_values\.2\.key"):
-        session.SharedCacheDecoder(graph, record, "cpu")
+        Slots(graph, record, "cpu", slots=1)
 
 
 def test_a_file_that_is_no_graph_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """ONNX Runtime: a graph, one external data file, and what onnxruntime-genai needs to run the same directory.
 
-Files: model.onnx (generates), scoring.onnx (logits of every token), model.onnx.data (both graphs' weights),
+Files: model.onnx (logits of the last token, as onnxruntime-genai wants them), scoring.onnx (of every token),
+runtime.onnx (of as many as its caller asks for: what our runtime opens), model.onnx.data (all graphs' weights),
 genai_config.json. The tokenizer's files are the pipeline's business.
 """
 
@@ -21,6 +22,7 @@ __all__ = [
     "DATA_FILE",
     "GENAI_CONFIG_FILE",
     "GRAPH_FILE",
+    "RUNTIME_GRAPH_FILE",
     "SCORING_GRAPH_FILE",
     "check",
     "files",
@@ -31,6 +33,7 @@ __all__ = [
 
 GRAPH_FILE = "model.onnx"
 SCORING_GRAPH_FILE = "scoring.onnx"
+RUNTIME_GRAPH_FILE = "runtime.onnx"
 GENAI_CONFIG_FILE = "genai_config.json"
 
 
@@ -46,7 +49,12 @@ def _provider(plan: BuildPlan) -> str:
 
 def files(plan: BuildPlan) -> ModelFiles:
     """See `edgeforge.backends.Backend`."""
-    return ModelFiles(weights=(DATA_FILE,), graph=GRAPH_FILE, scoring_graph=SCORING_GRAPH_FILE)
+    return ModelFiles(
+        weights=(DATA_FILE,),
+        graph=GRAPH_FILE,
+        scoring_graph=SCORING_GRAPH_FILE,
+        runtime_graph=RUNTIME_GRAPH_FILE,
+    )
 
 
 def check(plan: BuildPlan) -> None:
@@ -62,10 +70,11 @@ def sink(plan: BuildPlan, calibration: Calibration, directory: Path) -> Iterator
 
 def finish(plan: BuildPlan, origin: Origin, directory: Path) -> None:
     """See `edgeforge.backends.Backend`."""
-    from edgeforge.backends.onnx.llama import decoder  # onnx_ir takes half a second, which `sink` does not need
+    from edgeforge.backends.onnx.llama import Rows, decoder  # onnx_ir takes half a second, which `sink` does not need
 
     layout = weight_layout(plan)
-    for file, all_logits in ((GRAPH_FILE, False), (SCORING_GRAPH_FILE, True)):
-        decoder(plan, layout, DATA_FILE, all_logits=all_logits).save(directory / file, "llama", __version__)
+    graphs: dict[str, Rows] = {GRAPH_FILE: "last", SCORING_GRAPH_FILE: "all", RUNTIME_GRAPH_FILE: "asked"}
+    for file, rows in graphs.items():
+        decoder(plan, layout, DATA_FILE, rows=rows).save(directory / file, "llama", __version__)
     config = genai_config(plan, origin.generation, _provider(plan), GRAPH_FILE)
     (directory / GENAI_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

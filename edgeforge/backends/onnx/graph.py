@@ -143,9 +143,13 @@ class Graph:
         shape = self._op("Shape", [x])[0]
         return self._op("Gather", [shape, self.constant(axis)])[0]
 
-    def last(self, x: ir.Value) -> ir.Value:
-        """[B, T, ...] -> [B, 1, ...]."""
-        start, stop, axis = self.constant([-1]), self.constant([np.iinfo(np.int64).max]), self.constant([1])
+    def range(self, count: ir.Value) -> ir.Value:
+        """int64 [count]: 0, 1, ... below an int64 scalar."""
+        return self._op("Range", [self.constant(0), count, self.constant(1)])[0]
+
+    def tokens_from(self, x: ir.Value, start: ir.Value) -> ir.Value:
+        """[B, T, ...] -> [B, T', ...]: the tokens from `start`, int64 [1], on; a negative one counts from the end."""
+        stop, axis = self.constant([np.iinfo(np.int64).max]), self.constant([1])
         return self._op("Slice", [x, start, stop, axis])[0]
 
     def split(self, x: ir.Value, sizes: Sequence[int]) -> list[ir.Value]:
@@ -247,6 +251,6 @@ class Graph:
         output, key, value = self._op("GroupQueryAttention", inputs, attributes, domain=MICROSOFT, outputs=3)
         return output, key, value
 
-    def rotate(self, x: ir.Value, first_position: ir.Value, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
-        """Rotary embedding of [B, T, H hd]; `first_position` int64 [1] is the first token's."""
-        return self._op("RotaryEmbedding", [x, first_position, *rotary], domain=MICROSOFT)[0]
+    def rotate(self, x: ir.Value, positions: ir.Value, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
+        """Rotary embedding of [B, T, H hd] at `positions`, int64 [B, T]."""
+        return self._op("RotaryEmbedding", [x, positions, *rotary], domain=MICROSOFT)[0]

@@ -3,11 +3,12 @@
 Inputs and outputs follow onnxruntime-genai: input_ids and attention_mask, past_key_values.{i}.key/.value and
 present.{i}.key/.value [B, KV, S, hd], logits. Past and present are bound to the same buffers of length S.
 
-Two graphs read one data file. The generating one computes logits for the last token only, and already the last layer's
-matmuls after attention run for that token alone; the scoring one keeps every token.
+Three graphs read one data file; they differ in the tokens that have logits, `Rows`. Where that is not every token,
+already the last layer's matmuls after attention run for those tokens alone.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -16,6 +17,9 @@ from edgeforge.backends.onnx.layout import FINAL_NORM, Matrix, WeightLayout, nor
 from edgeforge.model.architecture import LlamaArchitecture
 from edgeforge.planning import BuildPlan
 
+Rows = Literal["last", "all", "asked"]
+"""asked: an input, logits_from int64 [1], says from which token on; -1 is the last one, as in Slice."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Positions:
@@ -23,28 +27,33 @@ class _Positions:
 
     lengths: tuple[ir.Value, ir.Value]
     rotary: tuple[ir.Value, ir.Value]
-    first: ir.Value | None
-    """The first new token's position, int64 [1]; only where the attention operator cannot rotate by itself."""
+    each: ir.Value | None
+    """Every new token's position, int64 [B, T]; only where the attention operator cannot rotate by itself."""
 
 
-def decoder(plan: BuildPlan, layout: WeightLayout, data_file: str, *, all_logits: bool) -> Graph:
-    """The whole graph. `all_logits`: one row of logits per token, else only the last token's."""
+def decoder(plan: BuildPlan, layout: WeightLayout, data_file: str, *, rows: Rows) -> Graph:
+    """The whole graph; `rows`: which tokens have logits."""
     g = Graph(data_file)
     a = plan.architecture
     ids = g.input("input_ids", "i64", ("batch_size", "sequence_length"))
     mask = g.input("attention_mask", "i64", ("batch_size", "total_sequence_length"))
+    starts: dict[Rows, ir.Value] = {}
+    if rows == "last":
+        starts[rows] = g.constant([-1])
+    elif rows == "asked":
+        starts[rows] = g.input("logits_from", "i64", (1,))
     positions = _positions(g, layout, ids, mask, separate=not _rotates_inside(a))
     x, residual = _embed(g, layout.matrices["embedding"], ids), None
     for layer in range(a.num_hidden_layers):
         with g.scope(f"layers.{layer}"):
-            only_last = not all_logits and layer == a.num_hidden_layers - 1
-            x, residual = _decoder_layer(g, plan, layout, positions, layer, x, residual, only_last=only_last)
+            start = starts.get(rows) if layer == a.num_hidden_layers - 1 else None
+            x, residual = _decoder_layer(g, plan, layout, positions, layer, x, residual, start=start)
     assert residual is not None
     x, _ = g.add_rms_norm(x, residual, layout.matrices[FINAL_NORM], a.rms_norm_eps)
     with g.scope("lm_head"):
         logits = _linear(g, x, layout.matrices["lm_head"])
-    length = "sequence_length" if all_logits else 1
-    g.output(logits, "logits", plan.target.activations, ("batch_size", length, a.vocab_size))
+    lengths: dict[Rows, int | str] = {"last": 1, "all": "sequence_length", "asked": "logits_length"}
+    g.output(logits, "logits", plan.target.activations, ("batch_size", lengths[rows], a.vocab_size))
     return g
 
 
@@ -56,10 +65,13 @@ def _rotates_inside(architecture: LlamaArchitecture) -> bool:
 def _positions(g: Graph, layout: WeightLayout, ids: ir.Value, mask: ir.Value, *, separate: bool) -> _Positions:
     with g.scope("positions"):
         last_position = g.to_int32(g.subtract(g.sum(mask, axis=1), g.constant([1])))
-        total = g.dimension(mask, 1)
-        first = g.reshape(g.subtract(total, g.dimension(ids, 1)), (1,)) if separate else None
-        lengths = (last_position, g.to_int32(total))
-    return _Positions(lengths=lengths, rotary=(g.stored(layout.cos), g.stored(layout.sin)), first=first)
+        lengths = (last_position, g.to_int32(g.dimension(mask, 1)))
+        each = None
+        if separate:
+            new = g.dimension(ids, 1)
+            first = g.subtract(g.sum(mask, axis=1), new)
+            each = g.add(g.reshape(first, (-1, 1)), g.range(new))
+    return _Positions(lengths=lengths, rotary=(g.stored(layout.cos), g.stored(layout.sin)), each=each)
 
 
 def _embed(g: Graph, table: Matrix, ids: ir.Value) -> ir.Value:
@@ -76,9 +88,12 @@ def _decoder_layer(
     x: ir.Value,
     residual: ir.Value | None,
     *,
-    only_last: bool,
+    start: ir.Value | None,
 ) -> tuple[ir.Value, ir.Value]:
-    """(the MLP's output, the residual it is to be added to): the addition is fused into the next norm."""
+    """(the MLP's output, the residual it is to be added to): the addition is fused into the next norm.
+
+    `start`: the first token that is needed after this layer; None, if all are.
+    """
     epsilon = plan.architecture.rms_norm_eps
 
     def weights(part: str) -> Matrix:
@@ -91,8 +106,8 @@ def _decoder_layer(
         x, residual = g.add_rms_norm(x, residual, norm, epsilon)
     with g.scope("attention"):
         x = _attention(g, plan, positions, layer, _linear(g, x, weights("qkv")))
-        if only_last:
-            x, residual = g.last(x), g.last(residual)
+        if start is not None:
+            x, residual = g.tokens_from(x, start), g.tokens_from(residual, start)
         x = _linear(g, x, weights("o"))
     norm = layout.matrices[norm_name(layer, "post_attention_layernorm")]
     x, residual = g.add_rms_norm(x, residual, norm, epsilon)
@@ -108,11 +123,11 @@ def _attention(g: Graph, plan: BuildPlan, positions: _Positions, layer: int, qkv
     shape = ("batch_size", a.num_key_value_heads, "max_sequence_length", a.head_dim)
     key, value = (g.input(f"past_key_values.{layer}.{name}", dtype, shape) for name in names)
     heads = (a.num_attention_heads, a.num_key_value_heads)
-    if positions.first is None:
+    if positions.each is None:
         x, *present = g.attention((qkv, None, None), (key, value), positions.lengths, positions.rotary, heads)
     else:
         q, k, v = g.split(qkv, [n * a.head_dim for n in (heads[0], heads[1], heads[1])])
-        q, k = (g.rotate(part, positions.first, positions.rotary) for part in (q, k))
+        q, k = (g.rotate(part, positions.each, positions.rotary) for part in (q, k))
         x, *present = g.attention((q, k, v), (key, value), positions.lengths, None, heads)
     for name, cache in zip(names, present, strict=True):
         g.output(cache, f"present.{layer}.{name}", dtype, shape)
