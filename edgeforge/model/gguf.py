@@ -17,14 +17,14 @@ from edgeforge.errors import UnusableInput
 from edgeforge.model import ggml
 from edgeforge.model.architecture import LlamaArchitecture, hf_config
 from edgeforge.model.checkpoint import GenerationDefaults, LazyTensor, Source, StoredCodes, StoredGrid
+from edgeforge.model.folder import Folder, LocalFolder, ReadableFile, largest_part
 from edgeforge.model.gguf_architecture import (
     architecture_from_metadata,
     generation_defaults,
     refuse_other_architectures,
 )
-from edgeforge.model.gguf_header import Header, StoredTensor, read_header
+from edgeforge.model.gguf_header import Header, StoredTensor, header_of
 from edgeforge.model.magnitude import largest
-from edgeforge.model.positional import PositionalFile, Scratch
 from edgeforge.model.tokenizer import TokenizerFiles
 from edgeforge.model.tokenizer_gguf import tokenizer_from_gguf
 
@@ -56,11 +56,18 @@ def open_gguf(
     `source` says where the file came from (its precision is filled in here); `notices` are licence texts that came
     along. Raises UnusableInput with one sentence that names the file, the key or the tensor.
     """
-    header = read_header(path)
+    folder = LocalFolder(path.parent)
+    return open_gguf_in(folder, path.name, source=source or Source(kind="gguf"), notices=notices or {})
+
+
+def open_gguf_in(folder: Folder, name: str, *, source: Source, notices: Mapping[str, bytes]) -> "GgufCheckpoint":
+    """The same wherever the file lies."""
+    file = folder.open(name)
+    header = header_of(file, name)
     refuse_other_architectures(header.metadata)
     stored = {tensor.name: tensor for tensor in header.tensors}
-    _refuse_unreadable(path.name, header)
-    file = PositionalFile(path, Scratch())
+    _refuse_unreadable(name, header)
+    folder.keep(largest_part({_hugging_face_name(key): tensor.size_bytes for key, tensor in stored.items()}))
     factors = stored.get(_ROPE_FACTORS)
     embedding = stored.get("token_embd.weight")
     architecture = architecture_from_metadata(
@@ -71,19 +78,18 @@ def open_gguf(
         if factors is None
         else _RowReader(file=file, stored=factors, rotated=None).rows(0, factors.shape[0]),
     )
-    _check_depth(architecture.num_hidden_layers, stored, path.name)
+    _check_depth(architecture.num_hidden_layers, stored, name)
     tensors = {
         tensor.name: tensor
-        for tensor in (_lazy(file, entry, architecture) for name, entry in stored.items() if name != _ROPE_FACTORS)
+        for tensor in (_lazy(file, entry, architecture) for key, entry in stored.items() if key != _ROPE_FACTORS)
     }
-    _check_against(architecture, tensors, path.name)
-    found = source or Source(kind="gguf")
+    _check_against(architecture, tensors, name)
     return GgufCheckpoint(
         architecture=architecture,
         header=header,
         tensors=tensors,
-        source=replace(found, precision=_precision(architecture, tensors)),
-        notices=dict(notices or {}),
+        source=replace(source, precision=_precision(architecture, tensors)),
+        notices=dict(notices),
     )
 
 
@@ -158,7 +164,7 @@ class _RowReader:
     None.
     """
 
-    file: PositionalFile
+    file: ReadableFile
     stored: StoredTensor
     rotated: int | None
 
@@ -199,7 +205,7 @@ def _interleaved(rows: NDArray[np.int64], head_dim: int) -> NDArray[np.int64]:
     return order
 
 
-def _lazy(file: PositionalFile, stored: StoredTensor, architecture: LlamaArchitecture) -> GgufTensor:
+def _lazy(file: ReadableFile, stored: StoredTensor, architecture: LlamaArchitecture) -> GgufTensor:
     name = _hugging_face_name(stored.name)
     rotated = architecture.head_dim if name.endswith(("q_proj.weight", "k_proj.weight")) else None
     return GgufTensor(

@@ -6,16 +6,17 @@ file; tests hold this one against it.
 """
 
 import hashlib
-import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from edgeforge.errors import UnusableInput
+from edgeforge.model.folder import ReadableFile, open_file
+from edgeforge.model.positional import Scratch
 
 Value: TypeAlias = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]
 Metadata: TypeAlias = Mapping[str, Value]
@@ -24,6 +25,9 @@ Metadata: TypeAlias = Mapping[str, Value]
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
+MAX_HEADER_BYTES = 64 << 20
+"""A vocabulary of 128,256 tokens with its merges takes 8 MB. Lists of it take several times as much in memory."""
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,43 +61,66 @@ def read_header(path: Path) -> Header:
     Raises UnusableInput with one sentence that names the file: not GGUF, an old version, truncated, overlapping
     offsets.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UnusableInput(f"{path} cannot be read: {error.strerror}") from None
-    with file:
-        reader = _Reader(file=file, name=path.name, size=os.fstat(file.fileno()).st_size)
-        tensor_count, metadata_count = reader.preamble()
-        metadata: dict[str, Value] = {}
-        for _ in range(metadata_count):
-            key = reader.string()
-            metadata[key] = reader.value(reader.number("I"))
-        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise UnusableInput(f"{path.name} is damaged: its alignment of {alignment!r} is not a power of two")
-        entries = [reader.tensor() for _ in range(tensor_count)]
-        start = -(-file.tell() // alignment) * alignment
-        tensors = tuple(sorted((_placed(entry, start, path.name) for entry in entries), key=lambda t: t.offset))
-        _check_extents(tensors, reader.size, path.name)
-        return Header(metadata=metadata, tensors=tensors, fingerprint=_fingerprint(file, start, reader.size))
+    return header_of(open_file(path, Scratch()), path.name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def header_of(file: ReadableFile, name: str) -> Header:
+    """The same of an open file, which messages call `name`."""
+    reader = _Reader(file=file, name=name, size=file.size_bytes)
+    tensor_count, metadata_count = reader.preamble()
+    metadata: dict[str, Value] = {}
+    for _ in range(metadata_count):
+        key = reader.string()
+        metadata[key] = reader.value(reader.number("I"))
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise UnusableInput(f"{name} is damaged: its alignment of {alignment!r} is not a power of two")
+    entries = [reader.tensor() for _ in range(tensor_count)]
+    start = -(-reader.at // alignment) * alignment
+    tensors = tuple(sorted((_placed(entry, start, name) for entry in entries), key=lambda t: t.offset))
+    _check_extents(tensors, reader.size, name)
+    return Header(metadata=metadata, tensors=tensors, fingerprint=reader.fingerprint(start))
+
+
 class _Reader:
-    """A cursor over the header that never believes a length the file is too short for."""
+    """A cursor over the header that never believes a length the file is too short for.
 
-    file: BinaryIO
-    name: str
-    size: int
+    `at` counts bytes from the start of the file. What was read is kept: it is hashed at the end.
+    """
+
+    def __init__(self, *, file: ReadableFile, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+        self.at = 0
+        self._file = file
+        self._known = bytearray()
 
     def take(self, count: int) -> bytes:
-        data = self.file.read(count) if count <= self.size else b""
-        if len(data) != count:
+        end = self.at + count
+        if end > self.size:
             raise UnusableInput(
                 f"{self.name} is truncated: it ends inside its header, after {self.size:,} bytes",
                 hint="download it again and compare its size with the publisher's",
             )
+        self._know(end)
+        data = bytes(self._known[self.at : end])
+        self.at = end
         return data
+
+    def _know(self, end: int) -> None:
+        if end > MAX_HEADER_BYTES:
+            raise UnusableInput(f"{self.name} is damaged: its header takes more than {MAX_HEADER_BYTES:,} bytes")
+        if end > len(self._known):
+            count = min(max(end - len(self._known), _CHUNK_BYTES), self.size - len(self._known))
+            self._known += self._file.read(len(self._known), count)
+
+    def fingerprint(self, header_bytes: int) -> str:
+        """sha256 over the header and the file's size: it changes with any name, shape, type, metadata or length."""
+        end = min(header_bytes, self.size)
+        self._know(end)
+        digest = hashlib.sha256(memoryview(self._known)[:end])
+        digest.update(self.size.to_bytes(8, "little"))
+        return f"sha256:{digest.hexdigest()}"
 
     def number(self, letter: str) -> int:
         value: int = struct.unpack("<" + letter, self.take(struct.calcsize("<" + letter)))[0]
@@ -108,7 +135,7 @@ class _Reader:
 
     def preamble(self) -> tuple[int, int]:
         """Check magic and version; return (tensors, metadata pairs)."""
-        magic = self.file.read(4)
+        magic = self.take(min(4, self.size))
         if magic != b"GGUF":
             raise UnusableInput(f"{self.name} is not a GGUF file: it starts with {magic!r} instead of b'GGUF'")
         version = self.number("I")
@@ -189,11 +216,3 @@ def _check_extents(tensors: tuple[StoredTensor, ...], size: int, file_name: str)
     if len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise UnusableInput(f"{file_name} is damaged: it holds {', '.join(twice)} more than once")
-
-
-def _fingerprint(file: BinaryIO, header_bytes: int, size: int) -> str:
-    """sha256 over the header and the file's size: it changes with any name, shape, type, metadata or length."""
-    file.seek(0)
-    digest = hashlib.sha256(file.read(header_bytes))
-    digest.update(size.to_bytes(8, "little"))
-    return f"sha256:{digest.hexdigest()}"

@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,20 @@ class PositionalFile:
         self._scratch = scratch
         weakref.finalize(self, os.close, self._descriptor)
 
+    def __str__(self) -> str:
+        return str(self._path)
+
+    @property
+    def size_bytes(self) -> int:
+        """As the file is now."""
+        return os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """The bytes from `offset`; UnusableInput where the file ends before them."""
+        buffer = np.empty(size_bytes, np.uint8)
+        self.read_into(buffer, offset)
+        return buffer.tobytes()
+
     def read_into(self, buffer: NDArray[np.generic], offset: int) -> None:
         """Fill the contiguous `buffer` from byte `offset`; UnusableInput where the file ends before it is full."""
         view = buffer.reshape(-1).view(np.uint8).data
@@ -48,6 +63,11 @@ class PositionalFile:
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):  # advice; some file systems take none
                 os.posix_fadvise(self._descriptor, offset, size_bytes, os.POSIX_FADV_WILLNEED)
+
+    def stream(self, offset: int, size_bytes: int) -> Iterator[NDArray[np.uint8]]:
+        """The bytes from `offset` in pieces of at most BLOCK_BYTES, each valid until the next."""
+        for at in range(0, size_bytes, BLOCK_BYTES):
+            yield self.scratch(offset + at, min(BLOCK_BYTES, size_bytes - at))
 
     def scratch(self, offset: int, size_bytes: int) -> NDArray[np.uint8]:
         """uint8 [size_bytes], at most BLOCK_BYTES, from byte `offset`; valid until this thread's next call."""

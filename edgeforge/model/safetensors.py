@@ -18,9 +18,10 @@ from edgeforge.errors import UnusableInput
 from edgeforge.model import fields
 from edgeforge.model.architecture import LlamaArchitecture, architecture_from_config
 from edgeforge.model.checkpoint import GenerationDefaults, Source, StoredCodes, StoredGrid
+from edgeforge.model.folder import Folder, LocalFolder, ReadableFile, largest_part, side_by_side
+from edgeforge.model.generation import GENERATION, generation_defaults
 from edgeforge.model.magnitude import largest_of_raw
-from edgeforge.model.positional import BLOCK_BYTES, PositionalFile, Scratch
-from edgeforge.model.safetensors_header import TensorEntry, read_header
+from edgeforge.model.safetensors_header import TensorEntry, header_of
 from edgeforge.model.safetensors_writer import write_safetensors
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["SafetensorsCheckpoint", "SafetensorsTensor", "open_directory", "write_safetensors"]
 
 ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
+CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 NOTICE_PREFIXES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
 MAX_NOTICE_BYTES = 1 << 20
@@ -43,8 +45,13 @@ class SafetensorsTensor:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    file: PositionalFile
+    file: ReadableFile
     start: int
+
+    @property
+    def size_bytes(self) -> int:
+        """As it is stored."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
     def grid(self) -> StoredGrid | None:
@@ -64,11 +71,10 @@ class SafetensorsTensor:
         if self.dtype == "F32":
             self.file.read_into(values, offset)
             return values
-        flat = values.reshape(-1)
-        step = BLOCK_BYTES // 2
-        for begin in range(0, flat.size, step):
-            block = flat[begin : begin + step]
-            raw = self.file.scratch(offset + 2 * begin, 2 * block.size)
+        flat, begin = values.reshape(-1), 0
+        for raw in self.file.stream(offset, 2 * flat.size):
+            block = flat[begin : begin + raw.size // 2]
+            begin += block.size
             if self.dtype == "F16":
                 block[:] = raw.view(np.float16)
             else:  # bfloat16 is the upper half of a float32
@@ -84,10 +90,7 @@ class SafetensorsTensor:
         """max |w| of the rows as they are stored, which costs little more than reading them."""
         width = ITEM_BYTES[self.dtype]
         begin, end = (self.start + row * math.prod(self.shape[1:]) * width for row in (start, stop))
-        found = [
-            largest_of_raw(self.file.scratch(at, min(BLOCK_BYTES, end - at)), self.dtype)
-            for at in range(begin, end, BLOCK_BYTES)
-        ]
+        found = [largest_of_raw(raw, self.dtype) for raw in self.file.stream(begin, end - begin)]
         return np.float32(max(found, key=lambda value: (np.isnan(value), value), default=0))
 
 
@@ -97,7 +100,7 @@ class SafetensorsCheckpoint:
     def __init__(
         self,
         *,
-        folder: Path,
+        folder: Folder,
         architecture: LlamaArchitecture,
         config: Mapping[str, object],
         tensors: Mapping[str, SafetensorsTensor],
@@ -129,8 +132,8 @@ class SafetensorsCheckpoint:
         """sha256:hex over config, headers, file sizes and 4 KiB of each tensor, which tells fine-tunes apart."""
         if self._fingerprint is None:
             digest = self._header_digest.copy()
-            for tensor in self._tensors.values():
-                digest.update(_sample(tensor))
+            for sample in side_by_side(_sample, self._tensors.values()):
+                digest.update(sample)
             self._fingerprint = f"sha256:{digest.hexdigest()}"
         return self._fingerprint
 
@@ -138,20 +141,17 @@ class SafetensorsCheckpoint:
     def tokenizer(self) -> "TokenizerFiles":
         """The directory's tokenizer files; UnusableInput where there are none."""
         if self._tokenizer is None:
-            from edgeforge.model.tokenizer import tokenizer_from_directory
+            from edgeforge.model.tokenizer import tokenizer_from
 
-            self._tokenizer = tokenizer_from_directory(self._folder)
+            self._tokenizer = tokenizer_from(self._folder)
         return self._tokenizer
 
     @property
     def notices(self) -> Mapping[str, bytes]:
         """Licence texts in the directory, by file name."""
+        found = [name for name in self._folder.names() if name.upper().startswith(NOTICE_PREFIXES)]
         return {
-            path.name: path.read_bytes()
-            for path in sorted(self._folder.iterdir())
-            if path.name.upper().startswith(NOTICE_PREFIXES)
-            and path.is_file()
-            and path.stat().st_size <= MAX_NOTICE_BYTES
+            name: self._folder.read(name) for name in found if self._folder.open(name).size_bytes <= MAX_NOTICE_BYTES
         }
 
 
@@ -160,74 +160,77 @@ def open_directory(path: Path, *, source: Source | None = None) -> SafetensorsCh
 
     Raises UnusableInput: not a supported Llama, a damaged file, missing shards, missing or misshapen tensors.
     """
-    config_path = path / "config.json"
-    if not config_path.is_file():
-        raise UnusableInput(f"{path} has no config.json, so it is no Hugging Face model", hint=_no_config_hint(path))
-    config = fields.read_json(config_path)
-    generation_path = path / "generation_config.json"
-    generation = fields.read_json(generation_path) if generation_path.is_file() else {}
+    return open_folder(LocalFolder(path), source=source or Source(kind="directory"))
+
+
+def open_folder(folder: Folder, *, source: Source) -> SafetensorsCheckpoint:
+    """The same wherever the directory lies."""
+    if not folder.has(CONFIG):
+        raise UnusableInput(f"{folder} has no {CONFIG}, so it is no Hugging Face model", hint=_no_config_hint(folder))
+    raw = folder.read(CONFIG)
+    config = fields.parse_json(raw, f"{folder}/{CONFIG}")
+    generation = fields.parse_json(folder.read(GENERATION), f"{folder}/{GENERATION}") if folder.has(GENERATION) else {}
     architecture = architecture_from_config(config, generation)
-    digest = hashlib.sha256(config_path.read_bytes())
-    found = _read_entries(path, digest)
-    _check_extra(path, architecture, found)
-    tensors = _checked(path, architecture, found)
-    source = source or Source(kind="directory")
+    digest = hashlib.sha256(raw)
+    found = _read_entries(folder, digest)
+    _check_extra(folder, architecture, found)
+    tensors = _checked(folder, architecture, found)
+    folder.keep(largest_part({name: tensor.size_bytes for name, tensor in tensors.items()}))
     return SafetensorsCheckpoint(
-        folder=path,
+        folder=folder,
         architecture=architecture,
         config=config,
         tensors=tensors,
         source=replace(source, precision=_precision(architecture, tensors)),
-        generation=_generation_defaults(generation),
+        generation=generation_defaults(generation),
         header_digest=digest,
     )
 
 
-def _no_config_hint(path: Path) -> str:
-    if (path / "adapter_config.json").is_file():
+def _no_config_hint(folder: Folder) -> str:
+    if folder.has("adapter_config.json"):
         return (
             "this is an adapter: merge it into its base model first (peft's merge_and_unload) and give that directory"
         )
     return "give a directory with config.json and model.safetensors, a .gguf file, a hub id, or demo"
 
 
-def _read_entries(path: Path, digest: "hashlib._Hash") -> dict[str, SafetensorsTensor]:
+def _read_entries(folder: Folder, digest: "hashlib._Hash") -> dict[str, SafetensorsTensor]:
     """Every tensor of the directory by name, in file order; headers and sizes go into `digest`."""
-    weight_map = _weight_map(path)
+    weight_map = _weight_map(folder)
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
-    missing = [name for name in names if not (path / name).is_file()]
+    missing = [name for name, there in zip(names, side_by_side(folder.has, names), strict=True) if not there]
     if missing:
         raise UnusableInput(
-            f"{path} lacks {_listed(missing)}, named by {INDEX}",
+            f"{folder} lacks {_listed(missing)}, named by {INDEX}",
             hint="fetch the missing files; a download was interrupted",
         )
+    files = side_by_side(folder.open, names)
+    headers = side_by_side(lambda pair: header_of(pair[0], f"{folder}/{pair[1]}"), zip(files, names, strict=True))
     tensors: dict[str, SafetensorsTensor] = {}
-    scratch = Scratch()
-    for name in names:
-        header = read_header(path / name)
+    for name, file, header in zip(names, files, headers, strict=True):
         digest.update(header.raw)
         digest.update(header.file_bytes.to_bytes(8, "little"))
-        file = PositionalFile(path / name, scratch)
         for entry in header.entries:
             if weight_map is None or weight_map.get(entry.name) == name:
                 tensors[entry.name] = _tensor(entry, file)
     return tensors
 
 
-def _tensor(entry: TensorEntry, file: PositionalFile) -> SafetensorsTensor:
+def _tensor(entry: TensorEntry, file: ReadableFile) -> SafetensorsTensor:
     return SafetensorsTensor(name=entry.name, shape=entry.shape, dtype=entry.dtype, file=file, start=entry.start)
 
 
-def _weight_map(path: Path) -> dict[str, str] | None:
+def _weight_map(folder: Folder) -> dict[str, str] | None:
     """Tensor name to shard file name, or None where the directory has a single file."""
-    if (path / SINGLE).is_file():
+    if folder.has(SINGLE):
         return None
-    index = path / INDEX
-    if not index.is_file():
-        pickled = any(path.glob("*.bin")) or any(path.glob("*.pt*"))
+    if not folder.has(INDEX):
+        pickled = any(name.endswith(".bin") or ".pt" in name for name in folder.names())
         hint = "convert its pickled weights once with transformers: save_pretrained(..., safe_serialization=True)"
-        raise UnusableInput(f"{path} has neither {SINGLE} nor {INDEX}", hint=hint if pickled else None)
-    weight_map = fields.read_json(index).get("weight_map")
+        raise UnusableInput(f"{folder} has neither {SINGLE} nor {INDEX}", hint=hint if pickled else None)
+    index = f"{folder}/{INDEX}"
+    weight_map = fields.parse_json(folder.read(INDEX), index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UnusableInput(f"{index} has no weight_map")
     for name, shard in weight_map.items():
@@ -237,7 +240,7 @@ def _weight_map(path: Path) -> dict[str, str] | None:
     return weight_map
 
 
-def _check_extra(path: Path, architecture: LlamaArchitecture, found: Mapping[str, SafetensorsTensor]) -> None:
+def _check_extra(folder: Folder, architecture: LlamaArchitecture, found: Mapping[str, SafetensorsTensor]) -> None:
     """Refuse tensors that a Llama decoder does not have: a bias or another norm would change the answers."""
     known = {name for name, _ in architecture.tensors()} | {"lm_head.weight"}
     extra = [
@@ -247,13 +250,13 @@ def _check_extra(path: Path, architecture: LlamaArchitecture, found: Mapping[str
     ]
     if extra:
         raise UnusableInput(
-            f"{path} holds tensors that its config.json does not account for: {_listed(extra)}",
+            f"{folder} holds tensors that its config.json does not account for: {_listed(extra)}",
             hint="only plain Llama decoders are built; biases, extra norms and quantized weights are not",
         )
 
 
 def _checked(
-    path: Path, architecture: LlamaArchitecture, found: Mapping[str, SafetensorsTensor]
+    folder: Folder, architecture: LlamaArchitecture, found: Mapping[str, SafetensorsTensor]
 ) -> dict[str, SafetensorsTensor]:
     """The architecture's tensors in file order; every missing and misshapen one is reported at once."""
     wanted = dict(architecture.tensors())
@@ -274,7 +277,7 @@ def _checked(
     if strange:
         faults.append(f"stores {_listed(strange)}, which is not {', '.join(ITEM_BYTES)}")
     if faults:
-        raise UnusableInput(f"{path} {' and '.join(faults)}", hint="its weights do not belong to its config.json")
+        raise UnusableInput(f"{folder} {' and '.join(faults)}", hint="its weights do not belong to its config.json")
     return {name: tensor for name, tensor in found.items() if name in wanted}
 
 
@@ -289,24 +292,5 @@ def _precision(architecture: LlamaArchitecture, tensors: Mapping[str, Safetensor
 
 
 def _sample(tensor: SafetensorsTensor) -> bytes:
-    size = math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
-    sample = np.empty(min(size, SAMPLE_BYTES), np.uint8)
-    tensor.file.read_into(sample, tensor.start + (size - sample.size) // 2)
-    return sample.tobytes()
-
-
-def _generation_defaults(values: Mapping[str, object]) -> GenerationDefaults:
-    where = "generation_config.json"
-    temperature, top_p, penalty = (
-        None if values.get(name) is None else fields.number(values, name, where, zero=name == "temperature")
-        for name in ("temperature", "top_p", "repetition_penalty")
-    )
-    return GenerationDefaults(
-        do_sample=None
-        if values.get("do_sample") is None
-        else fields.boolean(values, "do_sample", where, default=False),
-        temperature=temperature,
-        top_k=None if values.get("top_k") is None else fields.integer(values, "top_k", where, least=0),
-        top_p=top_p,
-        repetition_penalty=penalty,
-    )
+    size = min(tensor.size_bytes, SAMPLE_BYTES)
+    return tensor.file.read(tensor.start + (tensor.size_bytes - size) // 2, size)

@@ -5,7 +5,6 @@ sentence that names the file.
 """
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +13,8 @@ from typing import TypeGuard
 
 from edgeforge.errors import UnusableInput
 from edgeforge.model import fields
+from edgeforge.model.folder import ReadableFile, open_file
+from edgeforge.model.positional import Scratch
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
 ITEM_BYTES: Mapping[str, int] = {
@@ -57,28 +58,27 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read and check the header of `path`; UnusableInput where it is not a whole safetensors file."""
-    try:
-        with path.open("rb") as file:
-            file_bytes = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if file_bytes < 8 or length > MAX_HEADER_BYTES:
-                raise UnusableInput(f"{path} is not a safetensors file")
-            raw = file.read(length)
-    except FileNotFoundError:
-        raise UnusableInput(f"{path} does not exist") from None
-    except OSError as error:
-        raise UnusableInput(f"{path} cannot be read: {error.strerror}") from None
-    if len(raw) < length:
-        raise UnusableInput(f"{path} is truncated: its header should be {length} bytes and {len(raw)} are there")
-    listed = fields.parse_json(raw, f"{path}, its header,")
-    entries = [_entry(path, name, value, 8 + length) for name, value in listed.items() if name != "__metadata__"]
+    return header_of(open_file(path, Scratch()), str(path))
+
+
+def header_of(file: ReadableFile, where: str) -> Header:
+    """The same of an open file, which messages call `where`."""
+    file_bytes = file.size_bytes
+    length = int.from_bytes(file.read(0, 8), "little") if file_bytes >= 8 else MAX_HEADER_BYTES + 1
+    if length > MAX_HEADER_BYTES:
+        raise UnusableInput(f"{where} is not a safetensors file")
+    if length > file_bytes - 8:
+        raise UnusableInput(f"{where} is truncated: its header should be {length} bytes and {file_bytes - 8} are there")
+    raw = file.read(8, length)
+    listed = fields.parse_json(raw, f"{where}, its header,")
+    entries = [_entry(where, name, value, 8 + length) for name, value in listed.items() if name != "__metadata__"]
     entries.sort(key=lambda entry: (entry.start, entry.start + entry.size_bytes))
-    _check_bytes(path, entries, 8 + length, file_bytes)
+    _check_bytes(where, entries, 8 + length, file_bytes)
     return Header(entries=tuple(entries), raw=raw, file_bytes=file_bytes)
 
 
-def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry:
-    where = f"{path}: the header's entry for {name}"
+def _entry(file: str, name: str, value: object, data_start: int) -> TensorEntry:
+    where = f"{file}: the header's entry for {name}"
     if not isinstance(value, dict):
         raise UnusableInput(f"{where} is not an object")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
@@ -98,22 +98,22 @@ def _whole_numbers(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _check_bytes(path: Path, entries: list[TensorEntry], data_start: int, file_bytes: int) -> None:
+def _check_bytes(where: str, entries: list[TensorEntry], data_start: int, file_bytes: int) -> None:
     """Entries in file order must tile the data exactly."""
     for before, entry in pairwise(entries):
         if entry.start < before.start + before.size_bytes:
-            raise UnusableInput(f"{path}: the bytes of {entry.name} overlap those of {before.name}")
+            raise UnusableInput(f"{where}: the bytes of {entry.name} overlap those of {before.name}")
     stop, last = data_start, "the header"
     for entry in entries:
         if entry.start > stop:
             raise UnusableInput(
-                f"{path}: {entry.start - stop} bytes between {last} and {entry.name} belong to no tensor"
+                f"{where}: {entry.start - stop} bytes between {last} and {entry.name} belong to no tensor"
             )
         stop, last = entry.start + entry.size_bytes, entry.name
         if stop > file_bytes:
             raise UnusableInput(
-                f"{path} is truncated: {entry.name} ends at byte {stop} and the file has {file_bytes}",
+                f"{where} is truncated: {entry.name} ends at byte {stop} and the file has {file_bytes}",
                 hint="fetch the file again",
             )
     if stop < file_bytes:
-        raise UnusableInput(f"{path}: {file_bytes - stop} bytes after {last} belong to no tensor")
+        raise UnusableInput(f"{where}: {file_bytes - stop} bytes after {last} belong to no tensor")

@@ -5,6 +5,7 @@ A directory's files are passed on as their authors published them. Two things ar
 consumer agrees: whether encoding puts BOS in front, and which chat template is the model's.
 """
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgeforge.errors import UnusableInput
+from edgeforge.model.folder import Folder, LocalFolder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -49,17 +51,22 @@ def tokenizer_from_directory(path: Path) -> TokenizerFiles:
     """The tokenizer files of a Hugging Face directory; raises UnusableInput with a cure where they are missing or
     damaged.
     """
-    if not (path / TOKENIZER).is_file():
+    return tokenizer_from(LocalFolder(path))
+
+
+def tokenizer_from(folder: Folder) -> TokenizerFiles:
+    """The same wherever the directory lies."""
+    if not folder.has(TOKENIZER):
         raise UnusableInput(
-            f"{path.name} has no {TOKENIZER}" + _instead(path),
+            f"{folder.name} has no {TOKENIZER}" + (", only tokenizer.model" if folder.has("tokenizer.model") else ""),
             hint="write it once with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         )
-    files = {name: (path / name).read_bytes() for name in (TOKENIZER, CONFIG, *_OTHERS) if (path / name).is_file()}
-    config = _object(files.get(CONFIG, b"{}"), CONFIG, path.name)
-    special = _object(files.get("special_tokens_map.json", b"{}"), "special_tokens_map.json", path.name)
+    files = {name: folder.read(name) for name in (TOKENIZER, CONFIG, *_OTHERS) if folder.has(name)}
+    config = _object(files.get(CONFIG, b"{}"), CONFIG, folder.name)
+    special = _object(files.get("special_tokens_map.json", b"{}"), "special_tokens_map.json", folder.name)
     bos, eos = (_content(config.get(name) or special.get(name)) for name in ("bos_token", "eos_token"))
-    template = _chat_template(path, config)
-    tokenizer = _load(files[TOKENIZER], path.name)
+    template = _chat_template(folder, config)
+    tokenizer = _load(files[TOKENIZER], folder.name)
     wanted = _bos_wanted_by_class(config)
     if wanted is not None and bos is not None and wanted != _adds_bos(tokenizer, bos):
         _set_bos(tokenizer, bos if wanted else None)
@@ -96,10 +103,6 @@ def bos_template(bos: str, bos_id: int) -> dict[str, Json]:
     }
 
 
-def _instead(path: Path) -> str:
-    return ", only tokenizer.model" if (path / "tokenizer.model").is_file() else ""
-
-
 def _object(data: bytes, name: str, folder: str) -> dict[str, Json]:
     try:
         value: Json = json.loads(data)
@@ -117,17 +120,24 @@ def _content(token: Json) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _chat_template(path: Path, config: Mapping[str, Json]) -> str | None:
+def _chat_template(folder: Folder, config: Mapping[str, Json]) -> str | None:
     """chat_template.jinja goes before tokenizer_config.json's field, whose list form has named templates
     (transformers does the same).
     """
-    if (path / TEMPLATE).is_file():
-        return (path / TEMPLATE).read_text(encoding="utf-8")
+    if folder.has(TEMPLATE):
+        return io.StringIO(_decoded(folder.read(TEMPLATE), TEMPLATE, folder.name), newline=None).read()
     template = config.get("chat_template")
     if isinstance(template, list):
         named = {_text(item.get("name")): _text(item.get("template")) for item in template if isinstance(item, dict)}
         template = named.get("default") or next(iter(named.values()), None)
     return template if isinstance(template, str) else None
+
+
+def _decoded(data: bytes, name: str, folder: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UnusableInput(f"{folder}/{name} is not UTF-8: {error}", hint="download the file again") from None
 
 
 def _text(value: Json) -> str | None:
