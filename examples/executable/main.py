@@ -1,4 +1,4 @@
-"""The program that `build` packs into one file, with a bundle's runtime. It answers with the folder `bundle` beside it."""
+"""What `build` packs into one file, with a bundle's runtime. It answers with the folder `bundle` beside it."""
 
 import sys
 from pathlib import Path
