@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from edgeforge.runtime.constraint import Constraint
     from edgeforge.runtime.stream import Chunk
 
 
@@ -43,6 +44,7 @@ class Answers(Protocol):
         seed: int | None = None,
         stop: Sequence[str] = (),
         cancel: threading.Event | None = None,
+        constraint: "Constraint | None" = None,
     ) -> Iterator["Chunk"]: ...
 
 
@@ -61,6 +63,7 @@ def answer(
     *,
     write: Callable[[str], None],
     cancel: threading.Event | None = None,
+    constraint: "Constraint | None" = None,
 ) -> Answer:
     """Generate after `ids`, handing every piece of text to `write` as soon as it is certain."""
     pieces = []
@@ -75,6 +78,7 @@ def answer(
         seed=options.seed,
         stop=options.stop,
         cancel=cancel,
+        constraint=constraint,
     )
     for chunk in chunks:
         pieces.append(chunk.text)

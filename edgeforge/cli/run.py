@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from edgeforge.cli import options
+from edgeforge.cli.form import Form, form_options
 
 if TYPE_CHECKING:
     from edgeforge.cli.answering import Answer, Answers
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @options.repetition_penalty_option
 @options.seed_option
 @options.stop_option
+@form_options
 @options.threads_option
 @options.device_option
 @click.option("--timings", is_flag=True, help="Say on stderr how many tokens it was, and how fast.")
@@ -42,6 +44,7 @@ def run(
     repetition_penalty: float | None,
     seed: int | None,
     stop: tuple[str, ...],
+    form: Form,
     threads: int | None,
     device: Literal["cpu", "cuda"] | None,
     timings: bool,
@@ -56,6 +59,8 @@ def run(
       edgeforge run artifacts/demo-cpu "What is the capital of France?"
       edgeforge run artifacts/demo-cpu "Once upon a time" --raw --temperature 0.8 --seed 1
       git diff | edgeforge run artifacts/demo-cpu - --system "Summarize this change."
+      edgeforge run artifacts/demo-cpu "Invent a person." --json-schema person.json
+      edgeforge run artifacts/demo-cpu "Is the sky blue?" --regex "yes|no"
     """
     from edgeforge.cli.answering import AnswerOptions, answer, speed_text
     from edgeforge.cli.console import emit_json, note
@@ -73,10 +78,11 @@ def run(
         seed=seed,
         stop=stop,
     )
+    guide = form.guide(model, min(max_new_tokens, model.context_length - len(ids)))
     if as_json:
-        emit_json(answer_document(answer(model, ids, chosen, write=_nowhere)))
+        emit_json(answer_document(answer(model, ids, chosen, write=_nowhere, constraint=guide)))
         return
-    done = answer(model, ids, chosen, write=_to_stdout)
+    done = answer(model, ids, chosen, write=_to_stdout, constraint=guide)
     click.echo()
     if timings:
         note(speed_text(done.last))

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from edgeforge.runtime.constraint import Constraint
 from edgeforge.runtime.errors import UnusableBundle
 from edgeforge.runtime.generate import FinishReason
 from edgeforge.runtime.stream import Chunk, Timings, Usage
@@ -21,7 +22,8 @@ class FakeModel:
     ) -> None:
         self.pieces = pieces
         self.chat_template = chat_template
-        self.context = context
+        self.context = self.context_length = context
+        self.constraint: Constraint | None = None
         self.during = during
         self.prompts: list[object] = []
         self.options: dict[str, object] = {}
@@ -47,7 +49,9 @@ class FakeModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         cancel: threading.Event | None = None,
+        constraint: Constraint | None = None,
     ) -> Iterator[Chunk]:
+        self.constraint = constraint
         self.options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "stop": stop}
         if len(prompt) > self.context:
             raise UnusableBundle(f"the prompt has {len(prompt)} tokens, more than the context of {self.context}")

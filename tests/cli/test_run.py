@@ -8,8 +8,10 @@ from click.testing import CliRunner
 
 from edgeforge import runtime
 from edgeforge.cli.answering import AnswerOptions, answer, speed_text
+from edgeforge.cli.form import Form
 from edgeforge.cli.run import prompt_ids, run
-from edgeforge.errors import UsageError
+from edgeforge.errors import UnusableInput, UsageError
+from edgeforge.runtime import ending, guidance
 
 from .fakes import FakeModel
 
@@ -74,6 +76,43 @@ def test_json_is_one_object_with_units(model: FakeModel) -> None:
     assert document["finish_reason"] == "stop"
     assert document["usage"]["completion_tokens"] == 2
     assert document["timings"]["decode_tokens_per_s"] == 150.0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "made"),
+    [
+        ("--json-schema", '{"const": 1}', ("json_schema", '{"const": 1}')),
+        ("--grammar", 'start: "a"', ("grammar", 'start: "a"')),
+        ("--regex", "yes|no", ("regex", "yes|no")),
+    ],
+)
+def test_an_answer_is_held_to_the_form_asked_for(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str, value: str, made: tuple[str, str]
+) -> None:
+    asked: list[tuple[str, str]] = []
+    for name in ("json_schema", "grammar", "regex"):
+        monkeypatch.setattr(guidance, name, lambda model, form, name=name: asked.append((name, form)) or name)
+    monkeypatch.setattr(ending, "EndingGuide", lambda guide, limit: (guide, limit))
+    (tmp_path / "form").write_text(value)
+    given = value if option == "--regex" else str(tmp_path / "form")
+    result = CliRunner().invoke(run, ["bundle", "Where?", option, given, "--max-new-tokens", "50"])
+    assert result.exit_code == 0
+    assert asked == [made]
+    assert model.constraint == (("json_schema", 50) if option == "--json-schema" else made[0])
+
+
+def test_an_answer_has_one_form(model: FakeModel, tmp_path: Path) -> None:
+    (tmp_path / "form").write_text("{}")
+    arguments = ["bundle", "Where?", "--regex", "a", "--json-schema", str(tmp_path / "form")]
+    result = CliRunner().invoke(run, arguments)
+    assert result.exit_code == 2
+    assert "an answer has one form" in result.stderr
+
+
+def test_a_form_that_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "form").write_bytes(b"\xff")
+    with pytest.raises(UnusableInput, match="is not UTF-8 text"):
+        Form(json_schema=None, regex=None, grammar=tmp_path / "form").guide(FakeModel(), 10)  # type: ignore[arg-type]
 
 
 def test_a_dash_reads_standard_input(model: FakeModel) -> None:
