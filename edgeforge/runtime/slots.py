@@ -121,6 +121,8 @@ class Slots:
 
     def write(self, slot: int, ids: Sequence[int], values: NDArray[np.generic]) -> None:
         """Go on with `ids`, whose keys and values `read` gave."""
+        if slot >= self._allocated:
+            self._grow(min(max(2 * self._allocated, slot + 1), len(self.ids)))
         start, stop = len(self.ids[slot]), len(self.ids[slot]) + len(ids)
         for buffer, value in zip(self._arrays(), values, strict=True):
             buffer[slot, :, start:stop] = value
