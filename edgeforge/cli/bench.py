@@ -38,6 +38,14 @@ def counts(*, least: int) -> Callable[[click.Context, click.Parameter, str], tup
     help="Tokens to read.",
 )
 @click.option(
+    "--batch",
+    callback=counts(least=1),
+    default="1",
+    show_default=True,
+    metavar="N,..",
+    help="Sequences at once, each with a prompt of its own.",
+)
+@click.option(
     "--context",
     callback=counts(least=0),
     default="0",
@@ -55,6 +63,7 @@ def counts(*, least: int) -> Callable[[click.Context, click.Parameter, str], tup
 def bench(
     bundle: Path,
     prompt_tokens: tuple[int, ...],
+    batch: tuple[int, ...],
     context: tuple[int, ...],
     new_tokens: int,
     repeats: int,
@@ -73,7 +82,7 @@ def bench(
     \b
     Examples:
       edgeforge bench artifacts/demo-cpu
-      edgeforge bench artifacts/demo-cpu --prompt-tokens 128,512 --context 0,2048
+      edgeforge bench artifacts/demo-cpu --prompt-tokens 128,512 --batch 1,2,4 --context 0,2048
       edgeforge bench artifacts/demo-cpu --prompt-tokens 512 --threads 2 --json
     """
     from edgeforge.cli.console import emit_json
@@ -84,7 +93,7 @@ def bench(
     with Progress(quiet=quiet or as_json) as progress:
         report = measure_bundle(
             bundle,
-            cases_of(batches=(1,), contexts=context, prompts=prompt_tokens),
+            cases_of(batches=batch, contexts=context, prompts=prompt_tokens),
             new_tokens=new_tokens,
             repeats=repeats,
             threads=threads,

@@ -86,7 +86,7 @@ def bench(
     figures = tuple(_figures(found, manifest, traffic, limits, new_tokens) for found in measured)
     return BenchReport(
         edgeforge_version=__version__,
-        manifest_sha256=hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
+        manifest_sha256=hashlib.sha256((model.bundle / "manifest.json").read_bytes()).hexdigest(),
         target=str(manifest.target["name"]),
         device=model.device,
         new_tokens=new_tokens,
@@ -134,8 +134,17 @@ def write_bench(report: BenchReport, bundle: Path) -> Path:
 
 def _open(bundle: Path, cases: Sequence[Case], new_tokens: int, threads: int | None, device: Device | None) -> "Model":
     from edgeforge import runtime
+    from edgeforge.runtime.variants import bundle_in
 
-    model = runtime.load(bundle, threads=threads, device=device)
+    bundle = bundle_in(bundle)
+    most = max(case.batch for case in cases)
+    model = runtime.load(
+        bundle,
+        threads=threads,
+        device=device,
+        batch=None if most == 1 else most,  # for one sequence, what an app gets that says nothing
+        prefix_cache_bytes=_prefix_cache_bytes(runtime.read_manifest(bundle), cases),
+    )
     room = model.manifest.model.context_length
     for case in cases:
         if case.context_tokens + case.prompt_tokens + new_tokens >= room:
@@ -143,6 +152,17 @@ def _open(bundle: Path, cases: Sequence[Case], new_tokens: int, threads: int | N
             raise UsageError(f"{asked} do not fit the bundle's context of {room}", hint="ask for fewer tokens")
     model.warm_up()
     return model
+
+
+def _prefix_cache_bytes(manifest: "Manifest", cases: Sequence[Case]) -> int | None:
+    """None where what the runtime keeps anyway holds the contexts of all sequences."""
+    most = max(case.batch * case.context_tokens for case in cases)
+    context = manifest.model.context_length
+    if most <= context:
+        return None
+    from edgeforge.runtime.slots import one_context_bytes
+
+    return -(-most * one_context_bytes(manifest.model) // context)
 
 
 def _measure_cases(
@@ -169,7 +189,7 @@ def _measure_cases(
             progress("measure", done, total)
         return result
 
-    for found in sorted(measured, key=lambda found: _tokens(found.case)):
+    for found in sorted(measured, key=lambda found: (found.case.batch, _tokens(found.case))):
         run(found, None)
         found.peak_memory_bytes = peak_memory_bytes()
     with _probe(model, traffic, threads) as probe, _watch(model) as watch:
@@ -182,7 +202,7 @@ def _measure_cases(
 
 
 def _tokens(case: Case) -> int:
-    return case.batch * (case.context_tokens + case.prompt_tokens)
+    return case.context_tokens + case.prompt_tokens
 
 
 @dataclass(slots=True, kw_only=True)

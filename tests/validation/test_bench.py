@@ -13,6 +13,7 @@ from tiny_bundle import Shape, make_bundle
 
 from edgeforge import runtime
 from edgeforge.cli.bench import bench as bench_command
+from edgeforge.errors import UsageError
 from edgeforge.hardware import load_target
 from edgeforge.planning import make_plan, plan_to_json
 from edgeforge.runtime.records import FileRecord
@@ -33,7 +34,7 @@ QUIET = Surroundings(load_average=0.1, others_share=0.0, stolen_share=0.0, throt
 
 
 class FakeModel:
-    """Takes a while for each prompt, by its own clock; the first is slow, as first ones are."""
+    """Says by its reused tokens which call it answers."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[int], int, float, float, bool]] = []
@@ -50,13 +51,11 @@ class FakeModel:
         self.calls.append((list(prompt), max_new_tokens, temperature, repetition_penalty, ignore_eos))
         yield Chunk(text="a", token_ids=(1,))
         yield Chunk(
-            text="",
-            token_ids=(),
+            text="b",
+            token_ids=(2, 3),
             finish_reason="length",
-            usage=Usage(prompt_tokens=len(prompt), reused_tokens=0, completion_tokens=max_new_tokens),
-            timings=Timings(
-                prefill_ms=1000.0 / len(self.calls), decode_ms=1.0, prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0
-            ),
+            usage=Usage(prompt_tokens=len(prompt), reused_tokens=len(self.calls), completion_tokens=3),
+            timings=Timings(prefill_ms=1e-6, decode_ms=1.0, prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0),
         )
 
 
@@ -84,8 +83,7 @@ def figures(*, decode: Spread, prefill: Spread | None = None) -> Figures:
 
 def test_the_warm_up_is_not_counted() -> None:
     runs = measure(FakeModel(), [[1, 2], [2, 3], [3, 4]], new_tokens=4)
-    assert [round(run.time_to_first_token_ms) for run in runs] == [500, 333]
-    assert [round(run.prefill_tokens_per_s) for run in runs] == [4, 6]
+    assert [run.reused_tokens for run in runs] == [2, 3]
 
 
 def test_decoding_is_greedy_ignores_the_end_and_does_not_count_the_prefills_token() -> None:
@@ -116,6 +114,15 @@ def test_of_several_streams_only_the_time_counts_in_which_all_of_them_decode() -
     assert run.prefill_tokens_per_s == 100.0
     assert run.decode_tokens_per_s == (4 + 4) / 2.0
     assert run.time_to_first_token_ms == 1500.0
+
+
+def test_streams_of_which_one_ended_before_another_began_tell_nothing() -> None:
+    with pytest.raises(UsageError, match="ended before all of them had read"):
+        summed_up([stream(0.0, 1.0, [(1.0, 1), (2.0, 2)]), stream(0.0, 3.0, [(3.0, 1), (4.0, 2)])], None)
+
+
+def test_a_stream_ends_with_its_last_token_not_with_the_word_that_says_so() -> None:
+    assert stream(0.0, 1.0, [(1.0, 1), (2.0, 5), (9.0, 5)]).ended == 2.0
 
 
 def test_pythons_share_is_what_onnxruntime_leaves_of_the_decode_time() -> None:
@@ -316,24 +323,21 @@ def test_cases_are_every_combination_once() -> None:
 
 @pytest.fixture
 def timed_bundle(tmp_path: Path) -> Path:
-    """A tiny bundle that may be changed. It has no plan, and so no roofline."""
-    return make_bundle(tmp_path / "tiny", Shape(context=64))
+    """A bundle that may be changed, of steps long enough for several readers. It has no plan, and so no roofline."""
+    return make_bundle(tmp_path / "tiny", Shape(layers=4, hidden=512, heads=8, kv_heads=4, head_dim=64, context=96))
 
 
 @pytest.mark.usefixtures("small_probe")
 def test_a_bundles_figures_are_printed_and_saved(timed_bundle: Path) -> None:
-    asked = ["--prompt-tokens", "8,4", "--context", "0,16", "--new-tokens", "4", "--repeats", "2", "--threads", "1"]
+    asked = ["--prompt-tokens", "8", "--batch", "1,3", "--context", "0,32", "--new-tokens", "24"]
+    asked += ["--repeats", "2", "--threads", "1"]
     done = CliRunner().invoke(bench_command, [str(timed_bundle), *asked, "--save", "--json"], catch_exceptions=False)
     document = json.loads(done.stdout)
     assert document == json.loads((timed_bundle / "reports" / "bench.json").read_text())
     assert runtime.verify(timed_bundle, "full"), "sealed again"
     assert document["schema_version"] == 2
-    assert [(case["context_tokens"], case["prompt_tokens"]) for case in document["cases"]] == [
-        (0, 8),
-        (0, 4),
-        (16, 8),
-        (16, 4),
-    ]
+    cases = [(case["batch"], case["context_tokens"], case["prompt_tokens"]) for case in document["cases"]]
+    assert cases == [(1, 0, 8), (1, 32, 8), (3, 0, 8), (3, 32, 8)]
     for case in document["cases"]:
         for name in ("prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_ms"):
             low, high = case[f"{name}_quartiles"]

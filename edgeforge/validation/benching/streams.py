@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
+from edgeforge.errors import UsageError
 from edgeforge.runtime.stream import Chunk
 from edgeforge.validation.benching.records import Run
 from edgeforge.validation.benching.stopwatch import Stopwatch
@@ -42,7 +43,9 @@ class Stream:
 
     @property
     def ended(self) -> float:
-        return self.chunks[-1][0]
+        """When the last token was there; the chunk that says why it ended may come later."""
+        _, total = self.chunks[-1]
+        return next(at for at, tokens in self.chunks if tokens == total)
 
     def tokens_between(self, begin: float, end: float) -> int:
         """Tokens that came after `begin`, up to `end`."""
@@ -73,19 +76,24 @@ def run_once(model: Generates, prompts: Sequence[Sequence[int]], *, new_tokens: 
 
 
 def summed_up(streams: Sequence[Stream], watch: Stopwatch | None) -> Run:
-    """Prefill until the last sequence has its first token; decode from there until the first sequence ends."""
+    """Prefill until the last sequence has its first token; decode from there until the first sequence ends.
+
+    UsageError where one ended before the last began, so that there is no such time.
+    """
     began = min(stream.began for stream in streams)
     all_started = max(stream.first_token for stream in streams)
     first_ended = min(stream.ended for stream in streams)
     decoded = sum(stream.tokens_between(all_started, first_ended) for stream in streams)
     seconds = first_ended - all_started
+    if seconds <= 0:
+        raise UsageError("a sequence ended before all of them had read their prompts", hint="ask for more --new-tokens")
     inside = watch.inside(all_started, first_ended) if watch is not None and watch.runs else None
     return Run(
         prefill_tokens_per_s=sum(stream.computed_tokens for stream in streams) / (all_started - began),
-        decode_tokens_per_s=decoded / seconds if seconds > 0 else 0.0,
+        decode_tokens_per_s=decoded / seconds,
         time_to_first_token_ms=1000 * median(stream.first_token - stream.began for stream in streams),
         reused_tokens=sum(stream.reused_tokens for stream in streams),
-        python_share=None if inside is None or seconds <= 0 else 1 - inside / seconds,
+        python_share=None if inside is None else 1 - inside / seconds,
     )
 
 
