@@ -1,6 +1,7 @@
 """`edgeforge serve`: a bundle behind OpenAI's interface."""
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ import click
 from edgeforge.cli import options
 
 UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
 def byte_count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -41,7 +42,10 @@ def byte_count(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "--served-model-name", "name", metavar="NAME", help="What clients call the model.  [default: the bundle's folder]"
 )
 @click.option(
-    "--batch", type=click.IntRange(1, 256), default=8, show_default=True, metavar="N", help="Answers computed at once."
+    "--batch",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Answers computed at once.  [default: 8, on a GPU 1]",
 )
 @click.option(
     "--queue",
@@ -92,7 +96,7 @@ def serve(
     port: int,
     api_keys: tuple[str, ...],
     name: str | None,
-    batch: int,
+    batch: int | None,
     places: int,
     timeout_s: float,
     body_bytes: int,
@@ -115,27 +119,29 @@ def serve(
     from edgeforge.runtime import load
 
     _check_packages()
+    from edgeforge.runtime.engine import CPU_BATCH
     from edgeforge.serving.app import Settings
     from edgeforge.serving.endpoint import Limits
     from edgeforge.serving.server import listen
     from edgeforge.serving.server import serve as serve_forever
 
+    bound = listen(host, port)  # before seconds go into loading
+    is_loopback = ip_address(bound.getsockname()[0]).is_loopback
+    model = load(bundle, threads=threads, device=device, batch=batch, prefix_cache_bytes=prefix_cache_bytes)
+    model.warm_up()
     settings = Settings(
         name=name or bundle.resolve().name,
-        slots=batch,
+        slots=batch or (CPU_BATCH if model.device == "cpu" else 1),
         places=places,
         limits=Limits(body_bytes=body_bytes, answer_s=timeout_s),
         api_keys=api_keys,
-        hosts=LOOPBACK if host in LOOPBACK and not api_keys else (),
+        hosts=(*LOOPBACK_NAMES, host) if is_loopback and not api_keys else (),
         origins=origins,
     )
-    bound = listen(host, port)  # before seconds go into loading
-    model = load(bundle, threads=threads, device=device, batch=batch, prefix_cache_bytes=prefix_cache_bytes)
-    model.warm_up()
-    if host not in LOOPBACK and not api_keys:
+    if not is_loopback and not api_keys:
         note(f"warning: whoever reaches {host} may ask this server; --api-key asks for a key")
-    note(f"{settings.name} answers at {_address(bound.getsockname())} (Ctrl-C stops)")
-    serve_forever(model, settings, bound)
+    place = f"{settings.name} answers at {_address(bound.getsockname())} (Ctrl-C stops)"
+    serve_forever(model, settings, bound, ready=lambda: note(place))
 
 
 def _check_packages() -> None:

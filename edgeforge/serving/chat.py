@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 
 from edgeforge.runtime import guidance
+from edgeforge.runtime.ending import EndingGuide
 from edgeforge.runtime.errors import BundleError
 from edgeforge.runtime.guidance import Guide
 from edgeforge.runtime.stream import Chunk, Stream
@@ -55,15 +56,15 @@ class ChatForm:
     def open(self, *, timeout_s: float) -> list[Stream]:
         ids = prompt_ids(self._model, [_message(each) for each in self.request.messages], self._tool_use.tools)
         check_length(self._model, ids, param="messages")
-        guide = self._guide()
-        guides = [guide, *(None if guide is None else guide.clone() for _ in range(self.answers - 1))]
+        most = self.request.max_completion_tokens or self.request.max_tokens
+        guides = self._guides(min(most or self._model.context_length, self._model.context_length - len(ids)))
         return [
             open_stream(
                 self._model,
                 self.request,
                 ids,
                 number=number,
-                max_new_tokens=self.request.max_completion_tokens or self.request.max_tokens,
+                max_new_tokens=most,
                 logprobs=(self.request.top_logprobs or 0) if self.request.logprobs else None,
                 constraint=guides[number],
                 timeout_s=timeout_s,
@@ -89,6 +90,14 @@ class ChatForm:
 
     def closing(self, usage: Usage) -> ChatCompletionChunk:
         return self._chunk([], usage)
+
+    def _guides(self, most_tokens: int) -> Sequence[EndingGuide | None]:
+        """One for each answer; JSON that comes near its limit of tokens is brought to an end."""
+        guide = self._guide()
+        if guide is None:
+            return [None] * self.answers
+        first = EndingGuide(guide, most_tokens)
+        return [first, *(first.clone() for _ in range(self.answers - 1))]
 
     def _guide(self) -> Guide | None:
         match self.request.response_format:

@@ -20,7 +20,7 @@ from edgeforge.serving.answering import Answering, Arrival
 from edgeforge.serving.exchange import Exchange, Tally
 from edgeforge.serving.forms import Form, Served
 from edgeforge.serving.metrics import Metrics
-from edgeforge.serving.problems import Refusal, failed, out_of_memory, too_slow, unusable
+from edgeforge.serving.problems import Refusal, failed, out_of_memory, stopping, too_slow, unusable
 from edgeforge.serving.reading import read
 from edgeforge.serving.requests import AnswerRequest
 from edgeforge.serving.transport import EVENT_HEADERS, read_body, send_events, unless_gone
@@ -114,6 +114,8 @@ class _Telling:
                     self._count(arrival)
                     if arrival.chunk.finish_reason == "timeout":
                         raise too_slow(self.service.limits.answer_s)
+                    if arrival.chunk.finish_reason == "cancelled":  # by us: the client is there
+                        raise stopping()
                     yield arrival
         except TimeoutError:
             raise too_slow(self.service.limits.answer_s) from None

@@ -9,8 +9,10 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 
@@ -21,6 +23,7 @@ from edgeforge.serving.endpoint import Service
 
 BACKLOG = 1024
 KEEP_ALIVE_S = 30
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 log = logging.getLogger("edgeforge.serving")
 
 
@@ -39,10 +42,55 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve(model: Model, settings: Settings, bound: socket.socket) -> None:
-    """Answer requests at `bound` until a signal says to stop."""
-    service = make_service(model, settings)
-    config = uvicorn.Config(
+def serve(model: Model, settings: Settings, bound: socket.socket, *, ready: Callable[[], None]) -> None:
+    """Answer requests at `bound` until a signal says to stop. `ready` is called when the first may come."""
+    server = Server(make_service(model, settings), settings, ready=ready)
+    with _log_on_stderr():
+        asyncio.run(server.serve(sockets=[bound]))
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with our way to end."""
+
+    def __init__(self, service: Service, settings: Settings, *, ready: Callable[[], None]) -> None:
+        super().__init__(_configuration(service, settings))
+        self._service = service
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self.stop)
+
+        in_main = threading.current_thread() is threading.main_thread()
+        previous = {number: signal.signal(number, on_signal) for number in SIGNALS} if in_main else {}
+        try:
+            yield
+        finally:
+            self._service.answering.stop()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def stop(self) -> None:
+        """Close the door; called again, end at once. To be called in the loop's thread."""
+        queue = self._service.queue
+        if self.should_exit:
+            self.force_exit = True
+            self._service.answering.stop()
+            return
+        self.should_exit = True
+        queue.close()
+        log.info("stopping: %d answers are being finished; Ctrl-C again ends at once", queue.running)
+
+
+def _configuration(service: Service, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         make_app(service, settings),
         http="h11",
         ws="none",
@@ -55,40 +103,6 @@ def serve(model: Model, settings: Settings, bound: socket.socket) -> None:
         proxy_headers=False,
         server_header=False,
     )
-    server = _Server(config, service)
-    with _log_on_stderr():
-        asyncio.run(server.serve(sockets=[bound]))
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's, with our way to end."""
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self._service = service
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        for number in numbers:
-            loop.add_signal_handler(number, self._stop)
-        try:
-            yield
-        finally:
-            self._service.answering.stop()
-            for number in numbers:
-                loop.remove_signal_handler(number)
-
-    def _stop(self) -> None:
-        queue = self._service.queue
-        if self.should_exit:
-            self.force_exit = True
-            self._service.answering.stop()
-            return
-        self.should_exit = True
-        queue.close()
-        log.info("stopping: %d answers are being finished; Ctrl-C again ends at once", queue.running)
 
 
 @contextmanager
