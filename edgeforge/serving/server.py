@@ -6,6 +6,7 @@ A second one ends at once.
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 import sys
@@ -99,6 +100,7 @@ def _configuration(service: Service, settings: Settings) -> uvicorn.Config:
         access_log=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(settings.limits.answer_s),
         # An address that a client claims to speak for would be a place in the fair queue that it chooses itself.
         proxy_headers=False,
         server_header=False,

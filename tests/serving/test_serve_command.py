@@ -1,5 +1,6 @@
 """`edgeforge serve` as a program: it says where it is, ends in order, and names what is in its way."""
 
+import http.client
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +74,10 @@ def test_a_second_ctrl_c_ends_at_once(tiny: Path) -> None:
         assert any("stopping" in line for line in program.stderr)
         program.send_signal(signal.SIGINT)
         program.communicate(timeout=10)
-        rest = answer.read()
+        try:
+            rest = answer.read()
+        except http.client.IncompleteRead as cut:
+            rest = cut.partial
         assert b'"finish_reason":"length"' not in rest, "an answer that was cut off does not look complete"
 
 
