@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgeforge.errors import MissingDependency, UnusableInput
-from edgeforge.validation.tasks.sources import Row, Source, find_source, read_split
+from edgeforge.validation.tasks.sources import DataFolder, Row, Source, find_source, read_split
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -120,10 +120,12 @@ def _without_bar(items: object, total: int | None = None) -> object:
 
 
 def _loader(load: Callable[..., Any], data: Path | None) -> Callable[..., Any]:
+    folder = None if data is None else DataFolder(data)
+
     def ours(path: str, name: str | None = None, **options: object) -> object:
-        source = None if data is None else find_source(path, name)
-        if data is not None and source is not None:
-            return _local(data, source, name)
+        source = None if folder is None else find_source(path, name)
+        if folder is not None and source is not None:
+            return _local(folder, source, name)
         try:
             return load(path=path, name=name, **options)
         except Exception as error:  # datasets raises what its file systems, its scripts and the network raise
@@ -136,8 +138,8 @@ def _loader(load: Callable[..., Any], data: Path | None) -> Callable[..., Any]:
     return ours
 
 
-def _local(folder: Path, source: Source, configuration: str | None) -> LocalSplits:
-    splits = LocalSplits(source, folder)
+def _local(folder: DataFolder, source: Source, configuration: str | None) -> LocalSplits:
+    splits = LocalSplits(source, folder.path)
     for split in sorted(source.files, key=lambda each: each != source.asked):
         rows = read_split(folder, source, split, configuration)
         if rows is None:

@@ -137,20 +137,34 @@ def find_source(dataset: str, configuration: str | None) -> Source | None:
     return None
 
 
-def read_split(folder: Path, source: Source, split: str, configuration: str | None) -> list[Row] | None:
+class DataFolder:
+    """A folder of local files, each of which is read once: the 57 subjects of MMLU lie in one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: dict[Path, list[Row]] = {}
+
+    def rows(self, file: Path, source: Source) -> list[Row]:
+        """All rows of a file, whatever their subject. Raises UnusableInput."""
+        if file not in self._rows:
+            self._rows[file] = list(documents(_read(file)) if source.is_text else _rows(file, source.fields))
+        return self._rows[file]
+
+
+def read_split(folder: DataFolder, source: Source, split: str, configuration: str | None) -> list[Row] | None:
     """The rows of a split, in the file's order; None where there is no such file and the split is not asked.
 
     Raises UnusableInput for a missing or empty file, a line that is no JSON, a field that is missing or wrong.
     """
     ending = "raw" if source.is_text else "jsonl"
     stem = source.files.get(split)
-    places = [] if stem is None else [folder / f"{stem}.{ending}", folder / f"{stem}.{ending}.gz"]
+    places = [] if stem is None else [folder.path / f"{stem}.{ending}", folder.path / f"{stem}.{ending}.gz"]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         if split != source.asked:
             return None
-        raise missing(folder, source, split)
-    rows = list(documents(_read(path))) if source.is_text else list(_rows(path, source.fields))
+        raise missing(folder.path, source, split)
+    rows = folder.rows(path, source)
     if source.subject_field is not None:
         rows = [row for row in rows if row[source.subject_field] == configuration]
     if not rows:
