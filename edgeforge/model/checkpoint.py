@@ -1,6 +1,7 @@
 """A checkpoint is names and shapes; bytes are read by row range when somebody asks.
 
-`open_checkpoint` takes what the user typed (a directory, a `.gguf` file, a hub id, `demo`) and returns a `Checkpoint`.
+`open_checkpoint` takes what the user typed (a directory, a `.gguf` file, a URL, a hub id, `demo`) and returns a
+`Checkpoint`.
 """
 
 import re
@@ -8,11 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import url2pathname
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeforge.errors import UnusableInput
+from edgeforge.model.folder import Folder, LocalFolder
 
 if TYPE_CHECKING:
     from edgeforge.model.architecture import LlamaArchitecture
@@ -20,8 +24,14 @@ if TYPE_CHECKING:
 
 # owner/name as the hub spells it; a name alone (gpt2) is from before owners and never a Llama.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+GGUF_SUFFIX = ".gguf"
 COMMIT = re.compile(r"[0-9a-f]{40}")
-REFERENCES = "give a Hugging Face directory, a .gguf file, a hub id such as meta-llama/Llama-3.1-8B-Instruct, or demo"
+URL = re.compile(r"[a-z][a-z0-9+.-]*://.+", re.IGNORECASE)
+HUB_URL = re.compile(rf"hf://({HUB_ID.pattern})(?:@(.+))?/?")
+REFERENCES = (
+    "give a Hugging Face directory, a .gguf file, a URL of either such as s3://bucket/model, a hub id such as"
+    " meta-llama/Llama-3.1-8B-Instruct, or demo"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,15 +163,18 @@ class Checkpoint(Protocol):
 
 
 def open_checkpoint(reference: str, *, revision: str | None = None) -> Checkpoint:
-    """Open a directory, a `.gguf` file, a hub id, or `demo`; raises UnusableInput with a cure.
+    """Open a directory, a `.gguf` file, a URL of either, a hub id, or `demo`; raises UnusableInput with a cure.
 
     A directory is a Hugging Face one, or holds a single `.gguf` file. What exists on disk wins over a hub id of that
-    name, and `demo` over a directory called so (write `./demo` for it). `revision` is for hub ids.
+    name, and `demo` over a directory called so (write `./demo` for it). `revision` is for hub ids. What lies behind a
+    URL is read by range requests, `hf://org/name` too, and never downloaded whole.
     """
     if reference == "demo":
         from edgeforge.model.hub import demo_checkpoint
 
         return demo_checkpoint()
+    if URL.fullmatch(reference):
+        return _open_url(reference, revision)
     path = Path(reference).expanduser()
     if path.exists():
         return _open_local(path)
@@ -173,19 +186,61 @@ def open_checkpoint(reference: str, *, revision: str | None = None) -> Checkpoin
 
 
 def _open_local(path: Path) -> Checkpoint:
-    from edgeforge.model.safetensors import open_directory
+    if path.is_dir():
+        return _open_in(LocalFolder(path))
+    if path.suffix.lower() != GGUF_SUFFIX:
+        raise UnusableInput(f"{path} is not a model that EdgeForge reads", hint=REFERENCES)
+    return _open_gguf(LocalFolder(path.parent), path.name)
 
-    single = path if path.is_file() else None
-    if path.is_dir() and not (path / "config.json").is_file():
-        files = sorted(path.glob("*.gguf"))
-        single = files[0] if len(files) == 1 else None
-    if single is None:
-        return open_directory(path, source=Source(kind="directory"))
-    if single.suffix.lower() != ".gguf":
-        raise UnusableInput(f"{single} is not a model that EdgeForge reads", hint=REFERENCES)
-    from edgeforge.model.gguf import open_gguf
 
-    return open_gguf(single, source=Source(kind="gguf"))
+def _open_url(url: str, revision: str | None) -> Checkpoint:
+    from edgeforge.model.remote import RemoteFolder
+
+    parts = urlsplit(url)
+    if parts.scheme.lower() == "file":
+        return _open_local(Path(url2pathname(parts.path)))
+    if parts.scheme.lower() == "hf":
+        return _open_hub_url(url, revision)
+    if parts.path.lower().endswith(GGUF_SUFFIX):
+        folder, name = parts.path.rsplit("/", 1)
+        return _open_gguf(RemoteFolder(urlunsplit(parts._replace(path=folder))), name)
+    return _open_in(RemoteFolder(url))
+
+
+def _open_hub_url(url: str, revision: str | None) -> Checkpoint:
+    """A repository as its snapshot would be opened, but read where it is."""
+    from edgeforge.model.hub import commit_of
+    from edgeforge.model.remote import RemoteFolder
+    from edgeforge.model.safetensors import open_folder
+
+    found = HUB_URL.fullmatch(url)
+    if found is None:
+        raise UnusableInput(
+            f"{url} names no repository of the hub", hint="write hf://org/name, or hf://org/name@branch"
+        )
+    name, named = found.groups()
+    if None not in (named, revision) and named != revision:
+        raise UnusableInput(f"{url} and --revision {revision} name two revisions", hint="leave one of them out")
+    commit = commit_of(name, named or revision)
+    folder = RemoteFolder(f"hf://{name}@{commit}", immutable=True)
+    return open_folder(folder, source=Source(kind="hub", name=name, revision=commit))
+
+
+def _open_in(folder: Folder) -> Checkpoint:
+    """A Hugging Face directory, or one with a single `.gguf` file."""
+    from edgeforge.model.safetensors import open_folder
+
+    if not folder.has("config.json"):
+        files = [name for name in folder.names() if name.endswith(GGUF_SUFFIX)]
+        if len(files) == 1:
+            return _open_gguf(folder, files[0])
+    return open_folder(folder, source=Source(kind="directory"))
+
+
+def _open_gguf(folder: Folder, name: str) -> Checkpoint:
+    from edgeforge.model.gguf import open_gguf_in
+
+    return open_gguf_in(folder, name, source=Source(kind="gguf"), notices={})
 
 
 def _open_snapshot(folder: Path, reference: str) -> Checkpoint:

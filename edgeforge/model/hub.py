@@ -23,7 +23,8 @@ from pathlib import Path
 from edgeforge.errors import IntegrityError, MissingDependency, OutOfResources, UnusableInput
 from edgeforge.model.checkpoint import Checkpoint, Source
 
-_WANTED = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+_WANTED = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
+_WANTED += ["LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*"]
 _CONFIG = ["config.json", "generation_config.json"]
 # Copies of the same weights in other layouts: Meta's original/, Mistral's consolidated files, exports in folders.
 _UNWANTED = ["*/*", "consolidated*"]
@@ -42,14 +43,42 @@ def snapshot(reference: str, revision: str | None = None, *, weights: bool = Tru
     Raises UnusableInput that says what to do: gated, private or misspelled, no such revision, offline, not a
     Transformers model.
     """
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()  # a pipe gets plain lines
-    try:
+    with _sentences(reference, revision):
         wanted = _WANTED if weights else _CONFIG
         folder = Path(snapshot_download(reference, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
+    if not (folder / "config.json").is_file():
+        raise UnusableInput(
+            f"{reference} has no config.json: it is not a Transformers model",
+            hint="for a GGUF repository, download one .gguf file and give its path",
+        )
+    return folder
+
+
+def commit_of(reference: str, revision: str | None) -> str:
+    """The commit that a branch, a tag or None (the default branch) of the hub repository names now; raises as
+    `snapshot` does.
+    """
+    from huggingface_hub import HfApi
+
+    with _sentences(reference, revision):
+        commit = HfApi().model_info(reference, revision=revision).sha
+    if commit is None:
+        raise UnusableInput(f"the hub names no commit of {reference}", hint="give one with --revision")
+    return commit
+
+
+@contextmanager
+def _sentences(reference: str, revision: str | None) -> Iterator[None]:
+    """What the hub's library raises, as sentences that say what to do."""
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
     except errors.GatedRepoError:
         raise UnusableInput(
             f"{reference} is gated: its publisher asks for a licence to be accepted first",
@@ -68,12 +97,6 @@ def snapshot(reference: str, revision: str | None = None, *, weights: bool = Tru
         raise UnusableInput(f"{reference!r} is not a hub id", hint="a hub id looks like organization/name") from None
     except OSError as error:  # LocalEntryNotFoundError, HTTP and connection errors are all OSErrors
         raise _unreachable(reference, error, offline=constants.HF_HUB_OFFLINE) from error
-    if not (folder / "config.json").is_file():
-        raise UnusableInput(
-            f"{reference} has no config.json: it is not a Transformers model",
-            hint="for a GGUF repository, download one .gguf file and give its path",
-        )
-    return folder
 
 
 def _unreachable(reference: str, error: OSError, *, offline: bool) -> Exception:

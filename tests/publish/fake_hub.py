@@ -189,22 +189,24 @@ class _Handler(BaseHTTPRequestHandler):
             return
         oid, tree = found
         content = tree[path]
-        start = 0
-        if asked := self.headers.get("Range"):
+        start, stop = 0, len(content)
+        asked = self.headers.get("Range")
+        if asked:
             self.state.ranges.append(asked)
-            start = int(re.fullmatch(r"bytes=([0-9]+)-.*", asked)[1])
-        self.send_response(206 if start else 200)
+            first, last = re.fullmatch(r"bytes=([0-9]+)-([0-9]*)", asked).groups()
+            start, stop = int(first), min(stop, int(last) + 1) if last else stop
+        self.send_response(206 if asked else 200)
         etag = hashlib.sha256(content).hexdigest()
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": oid, "Accept-Ranges": "bytes"}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if asked:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
         for header, value in headers.items():
             self.send_header(header, value)
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Length", str(stop - start))
         self.end_headers()
         if self.command == "HEAD":
             return
-        part = content[start:]
+        part = content[start:stop]
         if self.state.cut is not None and len(part) > self.state.cut:
             part = part[: self.state.cut]
             self.close_connection = True

@@ -1,0 +1,72 @@
+"""`hf://org/name`: a repository of the hub read where it is, as its downloaded snapshot would be."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from huggingface_hub import constants, file_download
+from sharded import weights_bytes, write_sharded
+from test_remote import read_all
+
+from edgeforge.errors import UnusableInput
+from edgeforge.model.checkpoint import open_checkpoint
+
+sys.path.append(str(Path(__file__).parents[1] / "publish"))
+from fake_hub import FakeHub, Repository, serving
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sharded(tmp_path_factory.mktemp("hub") / "Model")
+
+
+@pytest.fixture
+def hub(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with one repository, `org/model`, and a cache that is empty."""
+    with serving() as started:
+        repository = started.repositories["org/model"] = Repository(private=False)
+        repository.commit("main", {path.name: path.read_bytes() for path in sorted(sharded.iterdir())})
+        monkeypatch.setattr(constants, "ENDPOINT", started.url)
+        template = started.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)  # bound when it was imported
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        fsspec.get_filesystem_class("hf").clear_instance_cache()
+        yield started
+        fsspec.get_filesystem_class("hf").clear_instance_cache()
+
+
+def test_a_repository_read_in_place_is_its_snapshot(hub: FakeHub, sharded: Path, tmp_path: Path) -> None:
+    there = open_checkpoint("hf://org/model")
+    streamed, fingerprint = read_all(there), there.fingerprint
+    assert hub.served_bytes <= 1.05 * weights_bytes(sharded)
+    assert not (tmp_path / "cache").exists()
+    snapshot = open_checkpoint("org/model")
+    assert (streamed, fingerprint) == (read_all(snapshot), snapshot.fingerprint)
+    assert there.source == snapshot.source
+    assert there.source.revision == hub.repositories["org/model"].names["main"]
+    assert there.notices == snapshot.notices
+    assert there.tokenizer == snapshot.tokenizer
+
+
+def test_the_commit_is_settled_when_it_is_opened(hub: FakeHub, sharded: Path) -> None:
+    repository = hub.repositories["org/model"]
+    before = open_checkpoint("hf://org/model@main")
+    first = repository.names["main"]
+    changed = repository.commits[first] | {"LICENSE": b"Do nothing.\n"}
+    repository.commit("main", changed)
+    assert before.notices == {"LICENSE": b"Do what you like.\n"}
+    assert open_checkpoint("hf://org/model", revision="main").notices == {"LICENSE": b"Do nothing.\n"}
+    assert open_checkpoint(f"hf://org/model@{first}").source.revision == first
+
+
+def test_what_the_hub_lacks_is_a_sentence(hub: FakeHub) -> None:
+    with pytest.raises(UnusableInput, match="no model org/other"):
+        open_checkpoint("hf://org/other")
+    with pytest.raises(UnusableInput, match="no revision v9"):
+        open_checkpoint("hf://org/model@v9")
+    with pytest.raises(UnusableInput, match="names no repository"):
+        open_checkpoint("hf://model")
+    with pytest.raises(UnusableInput, match="two revisions"):
+        open_checkpoint("hf://org/model@a", revision="b")
