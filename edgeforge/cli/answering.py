@@ -1,13 +1,19 @@
 """What `run` and `chat` share: the answer's options, and streaming an answer to stdout."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import click
+
 if TYPE_CHECKING:
     from edgeforge.runtime.constraint import Constraint
     from edgeforge.runtime.stream import Chunk
+
+
+CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +92,11 @@ def answer(
             write(chunk.text)
         last = chunk
     return Answer(text="".join(pieces), last=last)
+
+
+def to_stdout(text: str) -> None:
+    """A piece of an answer. A terminal gets no control characters: a model could move the cursor, or worse."""
+    click.echo(text.translate(CONTROLS) if sys.stdout.isatty() else text, nl=False)
 
 
 def speed_text(last: "Chunk") -> str:

@@ -3,9 +3,8 @@
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
@@ -13,29 +12,14 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from edgeforge.cli import options
-from edgeforge.cli.answering import AnswerOptions, Answers, answer
+from edgeforge.cli.answering import AnswerOptions, Answers, answer, speed_text, to_stdout
+from edgeforge.cli.conversation import Conversation, obey
+from edgeforge.cli.prompting import editing, piped, typed
+from edgeforge.errors import EdgeForgeError
 from edgeforge.runtime.errors import BundleError
 
 if TYPE_CHECKING:
     from edgeforge.cli.answering import Answer
-
-HELP = """/reset         forget the conversation
-/system TEXT   set the system message, and forget the conversation
-/exit          leave (as Ctrl-D does)
-Ctrl-C         stop an answer"""
-
-
-@dataclass(slots=True, kw_only=True)
-class Conversation:
-    """What was said so far. `system` stays over a reset."""
-
-    system: str | None = None
-    turns: list[dict[str, object]] = field(default_factory=list)
-
-    @property
-    def messages(self) -> list[dict[str, object]]:
-        head: list[dict[str, object]] = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*head, *self.turns]
 
 
 @click.command()
@@ -51,6 +35,14 @@ class Conversation:
 @options.stop_option
 @options.threads_option
 @options.device_option
+@click.option("--timings", is_flag=True, help="Say on stderr how many tokens each answer was, and how fast.")
+@click.option(
+    "--no-history",
+    is_flag=True,
+    envvar="EDGEFORGE_NO_HISTORY",
+    show_envvar=True,
+    help="Neither read nor keep what is typed.",
+)
 def chat(
     bundle: Path,
     system: str | None,
@@ -64,8 +56,12 @@ def chat(
     stop: tuple[str, ...],
     threads: int | None,
     device: Literal["cpu", "cuda"] | None,
+    timings: bool,
+    no_history: bool,
 ) -> None:
     """Talk with BUNDLE. Ctrl-C stops an answer; /exit or Ctrl-D leaves; /help lists the rest.
+
+    What you type is kept for the next time in $XDG_STATE_HOME/edgeforge/chat_history (~/.local/state).
 
     \b
     Examples:
@@ -92,44 +88,58 @@ def chat(
         seed=seed,
         stop=stop,
     )
-    read = _read_lines() if not sys.stdin.isatty() else _read_terminal()
-    if sys.stdin.isatty():
-        note("/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
-    converse(model, Conversation(system=system), chosen, read)
+    conversation = Conversation(system=system)
+    if not sys.stdin.isatty():
+        converse(model, conversation, chosen, piped(sys.stdin), timings=timings)
+        return
+    note("/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
+    with editing(keep_history=not no_history):
+        converse(model, conversation, chosen, typed(), timings=timings)
 
 
-def converse(model: Answers, conversation: Conversation, chosen: AnswerOptions, lines: Iterator[str]) -> None:
-    """Answer line by line until the lines end or one says /exit."""
-    from edgeforge.cli.console import note
-
-    for line in lines:
-        said = line.strip()
+def converse(
+    model: Answers,
+    conversation: Conversation,
+    chosen: AnswerOptions,
+    messages: Iterator[str],
+    *,
+    timings: bool = False,
+) -> None:
+    """Answer message by message until they end or one says /exit."""
+    for message in messages:
+        said = message.strip()
         if said in ("/exit", "/quit", "/bye"):
             return
-        if said.startswith("/"):
-            note(obey(conversation, said))
+        if said == "/retry":
+            _retry(model, conversation, chosen, timings=timings)
+        elif said.startswith("/") and "\n" not in said:
+            _obey(conversation, said)
         elif said:
-            _take_turn(model, conversation, chosen, said)
+            _take_turn(model, conversation, chosen, said, timings=timings)
 
 
-def obey(conversation: Conversation, said: str) -> str:
-    """Carry out a slash command; what to tell the user."""
-    word, _, rest = said.partition(" ")
-    match word:
-        case "/reset":
-            conversation.turns.clear()
-            return "The conversation starts anew."
-        case "/system":
-            conversation.turns.clear()
-            conversation.system = rest.strip() or None
-            return "The system message is set." if conversation.system else "There is no system message now."
-        case "/help":
-            return HELP
-        case _:
-            return f"There is no command {word}.\n{HELP}"
+def _obey(conversation: Conversation, said: str) -> None:
+    from edgeforge.cli.console import explain, note, show_failure
+
+    try:
+        note(obey(conversation, said))
+    except (EdgeForgeError, OSError) as error:
+        show_failure(explain(error))
 
 
-def _take_turn(model: Answers, conversation: Conversation, chosen: AnswerOptions, said: str) -> None:
+def _retry(model: Answers, conversation: Conversation, chosen: AnswerOptions, *, timings: bool) -> None:
+    from edgeforge.cli.console import note
+
+    asked = conversation.take_back()
+    if asked is None:
+        note("Nothing was asked yet.")
+        return
+    if chosen.temperature == 0 or chosen.seed is not None:
+        note("(the same answer: --temperature, and no --seed, makes answers differ)")
+    _take_turn(model, conversation, chosen, asked, timings=timings)
+
+
+def _take_turn(model: Answers, conversation: Conversation, chosen: AnswerOptions, said: str, *, timings: bool) -> None:
     from edgeforge.cli.console import Failure, note, show_failure
 
     conversation.turns.append({"role": "user", "content": said})
@@ -138,7 +148,7 @@ def _take_turn(model: Answers, conversation: Conversation, chosen: AnswerOptions
     except BundleError as error:
         # Most likely the conversation outgrew the context: the user can go on after a /reset.
         conversation.turns.pop()
-        hint = "/reset starts anew"
+        hint = "/undo takes back the last question, /reset starts anew"
         show_failure(Failure(exit_code=error.exit_code, message=error.message, hint=hint))
         return
     conversation.turns.append({"role": "assistant", "content": done.text})
@@ -147,12 +157,14 @@ def _take_turn(model: Answers, conversation: Conversation, chosen: AnswerOptions
         note("(stopped)")
     elif done.last.finish_reason == "length":
         note("(cut off: --max-new-tokens or the context is reached)")
+    if timings:
+        note(speed_text(done.last))
 
 
 def _cancellable_answer(model: Answers, conversation: Conversation, chosen: AnswerOptions) -> "Answer":
     with _ctrl_c_sets() as cancel:
         ids = model.chat_ids(conversation.messages)
-        return answer(model, ids, chosen, write=lambda text: click.echo(text, nl=False), cancel=cancel)
+        return answer(model, ids, chosen, write=to_stdout, cancel=cancel)
 
 
 @contextmanager
@@ -170,23 +182,3 @@ def _ctrl_c_sets() -> Iterator[threading.Event]:
         yield cancel
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _read_lines() -> Iterator[str]:
-    yield from sys.stdin
-
-
-def _read_terminal(ask: Callable[[str], str] = input) -> Iterator[str]:
-    """Lines typed at a prompt, with editing and history; Ctrl-D ends, Ctrl-C tells how to leave."""
-    from edgeforge.cli.console import note
-
-    with suppress(ImportError):
-        import readline  # noqa: F401  (importing it gives `input` editing)
-    while True:
-        try:
-            yield ask(">>> ")
-        except EOFError:
-            click.echo()
-            return
-        except KeyboardInterrupt:
-            note("\n(/exit or Ctrl-D leaves)")

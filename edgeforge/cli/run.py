@@ -62,7 +62,7 @@ def run(
       edgeforge run artifacts/demo-cpu "Invent a person." --json-schema person.json
       edgeforge run artifacts/demo-cpu "Is the sky blue?" --regex "yes|no"
     """
-    from edgeforge.cli.answering import AnswerOptions, answer, speed_text
+    from edgeforge.cli.answering import AnswerOptions, answer, speed_text, to_stdout
     from edgeforge.cli.console import emit_json, note
     from edgeforge.runtime import load
 
@@ -82,7 +82,7 @@ def run(
     if as_json:
         emit_json(answer_document(answer(model, ids, chosen, write=_nowhere, constraint=guide)))
         return
-    done = answer(model, ids, chosen, write=_to_stdout, constraint=guide)
+    done = answer(model, ids, chosen, write=to_stdout, constraint=guide)
     click.echo()
     if timings:
         note(speed_text(done.last))
@@ -112,10 +112,6 @@ def answer_document(done: "Answer") -> dict[str, object]:
         "usage": None if last.usage is None else asdict(last.usage),
         "timings": None if last.timings is None else asdict(last.timings),
     }
-
-
-def _to_stdout(text: str) -> None:
-    click.echo(text, nl=False)
 
 
 def _nowhere(text: str) -> None:
