@@ -62,6 +62,7 @@ def load(
     device: "Literal['cpu', 'cuda'] | None" = None,
     batch: int | None = None,
     prefix_cache_bytes: int | None = None,
+    exact: bool = False,
 ) -> "Model":
     """Check the bundle's files and requirements, and open it. `path` may be a folder of several bundles: then it is the
     one that suits this machine best (`variants`), and MissingRequirement says why none does.
@@ -71,9 +72,13 @@ def load(
     TensorRT-LLM or vLLM, whichever is installed and loads it. batch: up to so many answers are computed together, the
     rest wait in order; None takes 8 on the processor, and 1 on a GPU, where their caches take memory at once.
     prefix_cache_bytes: memory for keys and values of what was read and answered, which later prompts that begin alike
-    need not compute; None takes as much as one answer of the whole context, 0 keeps nothing. The weights are read at
-    the first token, or by `Model.warm_up()`. UnusableBundle (not a bundle), CorruptBundle (a byte differs),
-    MissingRequirement (no package, device or version).
+    need not compute; None takes as much as one answer of the whole context, 0 keeps nothing. exact: greedy answers of a
+    quantized bundle are the same whatever was known, guessed or computed beside them; without it, rounding differs
+    between one token and several, which can tip a token now and then. It costs a tenth of the decoding speed, and what
+    batching gains.
+
+    The weights are read at the first token, or by `Model.warm_up()`. UnusableBundle (not a bundle), CorruptBundle (a
+    byte differs), MissingRequirement (no package, device or version).
     """
     from .choice import open_engine
     from .errors import UnusableBundle
@@ -86,7 +91,13 @@ def load(
     if verify == "full":
         check_parity(bundle, manifest)
     engine = open_engine(
-        bundle, manifest, device=device, threads=threads, batch=batch, prefix_cache_bytes=prefix_cache_bytes
+        bundle,
+        manifest,
+        device=device,
+        threads=threads,
+        batch=batch,
+        prefix_cache_bytes=prefix_cache_bytes,
+        exact=exact,
     )
     # Only now, since it imports the packages that `open_engine` has looked for.
     from .model import Model

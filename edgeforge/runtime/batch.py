@@ -23,10 +23,17 @@ SHARED_PREFILL_CHUNK = 128
 
 
 class Batch:
-    """As many sequences at once as `caches` has slots."""
+    """As many sequences at once as `caches` has slots.
 
-    def __init__(self, caches: Caches, prefix_cache_bytes: int) -> None:
+    onnxruntime's kernels round a run of one token otherwise than a run of several, whose results do not depend on how
+    many they are. Int8 activations make that a visible difference. `exact`: no run of a single token, so that an answer
+    is the same, bit for bit, whatever was known before, was guessed, or is computed beside it. Each step then feeds a
+    sequence's last two tokens, and sequences are not computed in one run.
+    """
+
+    def __init__(self, caches: Caches, prefix_cache_bytes: int, *, exact: bool) -> None:
         self._caches = caches
+        self._exact = exact
         # Keys and values can be kept and shared where they can be copied.
         self._slots = caches if isinstance(caches, Slots) and caches.copies else None
         self._tree = PrefixTree(prefix_cache_bytes)
@@ -100,7 +107,8 @@ class Batch:
 
     def _place(self, request: Request, slot: int) -> None:
         """Have the slot hold as much of the request's tokens as is known."""
-        wanted = request.ids[:-1]  # the last one's logits must be computed
+        # The last token must be computed, and not alone: as if nothing were known, in one run with others.
+        wanted = request.ids[:-2]
         kept = shared_prefix(self._caches.ids[slot], wanted)
         if self._slots is None:
             self._caches.rewind(slot, kept)
@@ -151,7 +159,7 @@ class Batch:
     # computing
 
     def _missing(self, request: Request) -> list[int]:
-        """The tokens that must be fed before the next one can be chosen, at least the last one."""
+        """The tokens that must be fed before the next one can be chosen; more than one: its prompt is not read yet."""
         assert request.slot is not None, "it runs"
         held = self._caches.ids[request.slot]
         if request.slide():
@@ -165,7 +173,8 @@ class Batch:
         for request in self._running:
             missing = self._missing(request)
             if len(missing) > 1:
-                piece = missing[: PREFILL_CHUNK if len(self._running) == 1 else SHARED_PREFILL_CHUNK]
+                size = PREFILL_CHUNK if len(self._running) == 1 else SHARED_PREFILL_CHUNK
+                piece = missing[: size - (len(missing) == size + 1)]  # no last piece of a single token
                 with _blaming(request):
                     logits = self._feed(request, piece)
                     if len(piece) == len(missing):
@@ -181,17 +190,22 @@ class Batch:
             guesses: list[int] = []
             with _blaming(request):
                 guesses = request.guess() if self._caches.rows > 1 else []
-                if guesses:
+                if guesses or self._exact:
                     self._verify(request, guesses)
-            if not guesses and request.outcome is None:
+            if not guesses and not self._exact and request.outcome is None:
                 together.append(request)
         if together:
             with _blaming(*together):
                 self._decode_together(together)
 
     def _verify(self, request: Request, guesses: Sequence[int]) -> None:
-        request.take(self._feed(request, [request.ids[-1], *guesses], 1 + len(guesses)), guesses)
-        assert request.slot is not None
+        """Compute what follows the last token and each guess, in a run of its own."""
+        assert request.slot is not None, "it runs"
+        tokens = request.ids[-1:]
+        if not guesses:
+            tokens = request.ids[-2:]
+            self._caches.rewind(request.slot, len(request.ids) - len(tokens))
+        request.take(self._feed(request, [*tokens, *guesses], 1 + len(guesses)), guesses)
         self._caches.rewind(request.slot, len(request.ids) - 1)
 
     def _decode_together(self, requests: Sequence[Request]) -> None:

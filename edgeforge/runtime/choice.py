@@ -63,6 +63,7 @@ def open_engine(
     threads: int | None,
     batch: int | None,
     prefix_cache_bytes: int | None,
+    exact: bool,
 ) -> "Engine":
     """The engine for the bundle, its requirements checked; nothing of the model is read yet.
 
@@ -83,11 +84,12 @@ def open_engine(
             threads=threads,
             batch=batch,
             prefix_cache_bytes=prefix_cache_bytes,
+            exact=exact,
         )
-    if batch not in (None, 1) or prefix_cache_bytes is not None:
+    if batch not in (None, 1) or prefix_cache_bytes is not None or exact:
         raise UnusableBundle(
             f"a bundle of backend {manifest.model.backend} computes one answer at a time, with its program's own cache",
-            hint="leave batch and prefix_cache_bytes out, or serve the bundle with the program itself",
+            hint="leave batch, prefix_cache_bytes and exact out, or serve the bundle with the program itself",
         )
     if device == "cpu":
         raise UnusableBundle(f"a bundle of backend {manifest.model.backend} runs on NVIDIA GPUs only")

@@ -60,6 +60,7 @@ class OnnxEngine:
         threads: int | None,
         batch: int | None,
         prefix_cache_bytes: int | None,
+        exact: bool,
     ) -> None:
         self.device: Device = device
         self._bundle = bundle
@@ -67,6 +68,7 @@ class OnnxEngine:
         self._threads = threads
         self._slots = batch or (CPU_BATCH if device == "cpu" else 1)
         self._prefix_cache_bytes = one_context_bytes(model) if prefix_cache_bytes is None else prefix_cache_bytes
+        self._exact = exact
         self._opening = threading.RLock()
         self._batch: Batch | None = None
         self._decoder: Decoder | None = None
@@ -80,7 +82,8 @@ class OnnxEngine:
         """What generations share. Opened at its first use."""
         with self._opening:
             if self._batch is None:
-                self._batch = Batch(self._new_caches(slots=self._slots), self._prefix_cache_bytes)
+                caches = self._new_caches(slots=self._slots)
+                self._batch = Batch(caches, self._prefix_cache_bytes, exact=self._exact)
             return self._batch
 
     @property

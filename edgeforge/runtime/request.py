@@ -93,7 +93,7 @@ class Request:
     def guess(self) -> list[int]:
         """Tokens that may come next, as many as are worth checking; none without speculation."""
         speculation = self._options.speculation
-        room = self._context_length - len(self.ids)
+        room = self._context_length - len(self.ids) - 1  # one token comes without a guess
         if self._limit is not None:
             room = min(room, self._limit - self._count - 1)
         if speculation is None or room < 1:

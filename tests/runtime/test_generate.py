@@ -65,11 +65,11 @@ def test_a_prompt_that_turns_off_reuses_what_is_shared(model: Model, tiny: Path)
     ids, last = collect(model.generate([1, 2, 3, 9], max_new_tokens=8, ignore_eos=True))
     assert ids == greedy_reference([1, 2, 3, 9], 8)
     assert last.usage is not None
-    assert last.usage.reused_tokens == 3
+    assert last.usage.reused_tokens == 2
     again, last = collect(model.generate([1, 2, 3, 9], max_new_tokens=8, ignore_eos=True))
     assert again == ids
     assert last.usage is not None
-    assert last.usage.reused_tokens == 3  # all but the last token, whose logits are needed
+    assert last.usage.reused_tokens == 2  # the last token's logits are needed, and it is not computed alone
 
 
 def test_usage_and_timings_add_up(tiny: Path) -> None:
@@ -190,6 +190,103 @@ def test_a_generation_left_early_leaves_the_model_usable(model: Model) -> None:
     for _ in model.generate([1, 2, 3], ignore_eos=True):
         break
     assert collect(model.generate(PROMPT, max_new_tokens=6, ignore_eos=True))[0] == greedy_reference(PROMPT, 6)
+
+
+def slid(ids: list[int]) -> list[int]:
+    """The text as a sliding context of 64 tokens keeps it: the first 4 tokens and the newest 28."""
+    return [*ids[:4], *ids[-28:]] if len(ids) >= SHAPE.context else ids
+
+
+def test_a_sliding_context_goes_on_from_the_first_tokens_and_the_newer_half(model: Model) -> None:
+    text = [*PROMPT, *range(100, 150)]
+    expected = []
+    while len(expected) < 100:
+        text = slid(text)
+        text.append(int(reference_logits(SHAPE, text)[-1].argmax()))
+        expected.append(text[-1])
+    options = {"max_new_tokens": 100, "ignore_eos": True, "overflow": "slide"}
+    ids, last = collect(model.generate([*PROMPT, *range(100, 150)], **options))
+    assert (ids, last.finish_reason) == (expected, "length")
+    again, _ = collect(model.generate([*PROMPT, *range(100, 150)], **options, speculate=runtime.Speculation()))
+    assert again == expected
+
+
+def test_a_prompt_longer_than_a_sliding_context_slides_first(model: Model) -> None:
+    prompt = [int(id) for id in np.random.default_rng(5).integers(0, 256, 200)]
+    ids, last = collect(model.generate(prompt, max_new_tokens=8, ignore_eos=True, overflow="slide"))
+    assert ids == greedy_reference([*prompt[:4], *prompt[-28:]], 8)
+    assert last.usage is not None
+    assert last.usage.prompt_tokens == 200
+
+
+def test_log_probabilities_are_those_of_the_models_own_distribution(model: Model) -> None:
+    chunks = list(model.generate(PROMPT, max_new_tokens=10, temperature=0.5, top_k=3, seed=1, logprobs=4, stop=["q"]))
+    ids = [*PROMPT]
+    for chunk in chunks:
+        assert chunk.logprobs is not None
+        assert tuple(known.token_id for known in chunk.logprobs) == chunk.token_ids
+        for known in chunk.logprobs:
+            logits = reference_logits(SHAPE, ids)[-1].astype(np.float64)
+            expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+            assert known.logprob == pytest.approx(expected[known.token_id], abs=1e-4)
+            assert [token for token, _ in known.alternatives] == list(np.argsort(-expected)[:4])
+            assert [p for _, p in known.alternatives] == pytest.approx(np.sort(expected)[::-1][:4], abs=1e-4)
+            ids.append(known.token_id)
+
+
+def test_log_probabilities_come_only_where_asked_for(model: Model) -> None:
+    assert all(chunk.logprobs is None for chunk in model.generate(PROMPT, max_new_tokens=3))
+    known = [one for chunk in model.generate(PROMPT, max_new_tokens=3, logprobs=0) for one in chunk.logprobs or ()]
+    assert len(known) == 3
+    assert all(one.alternatives == () for one in known)
+
+
+class Allows:
+    """A constraint that allows the ids of `allowed`, and is finished after `count` tokens."""
+
+    def __init__(self, allowed: range, count: int = 1000) -> None:
+        self.accepted: list[int] = []
+        self._allowed = allowed
+        self._count = count
+
+    def mask(self) -> np.ndarray:
+        allowed = np.zeros(SHAPE.vocab, np.bool_)
+        allowed[list(self._allowed)] = True
+        return allowed
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+    @property
+    def finished(self) -> bool:
+        return len(self.accepted) >= self._count
+
+
+def test_a_constraint_that_allows_everything_changes_nothing(model: Model) -> None:
+    everything = Allows(range(SHAPE.vocab))
+    ids, _ = collect(model.generate(PROMPT, max_new_tokens=20, ignore_eos=True, constraint=everything))
+    assert ids == greedy_reference(PROMPT, 20) == everything.accepted
+
+
+@pytest.mark.parametrize("speculate", [None, runtime.Speculation()])
+def test_a_constraint_masks_hears_and_ends(model: Model, speculate: "runtime.Speculation | None") -> None:
+    constraint = Allows(range(50, 60), 6)
+    ids, last = collect(model.generate(PROMPT, constraint=constraint, speculate=speculate))
+    text, expected = [*PROMPT], []
+    for _ in range(6):
+        logits = reference_logits(SHAPE, text)[-1]
+        expected.append(50 + int(logits[50:60].argmax()))
+        text.append(expected[-1])
+    assert (ids, last.finish_reason) == (expected, "stop")
+    assert constraint.accepted == expected
+
+
+@pytest.mark.parametrize(
+    "options", [{"logprobs": -1}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}, {"overflow": "wrap"}]
+)
+def test_an_option_out_of_range_is_refused_at_the_call(model: Model, options: dict) -> None:
+    with pytest.raises(UnusableBundle, match=next(iter(options))):
+        model.generate(PROMPT, **options)
 
 
 def test_chat_answers_the_template(model: Model) -> None:
