@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["BenchReport", "Case", "Run", "bench", "cases_of", "measure", "random_ids", "report_to_json", "write_bench"]
 
 SEED = 20_240_731
+# Prompts are numbered behind the contexts of any batch, so that none begins like another.
+FIRST_PROMPT = 10_000
 Progress = Callable[[str, int, int], None]
 
 
@@ -143,7 +145,7 @@ def _open(bundle: Path, cases: Sequence[Case], new_tokens: int, threads: int | N
         threads=threads,
         device=device,
         batch=None if most == 1 else most,  # for one sequence, what an app gets that says nothing
-        prefix_cache_bytes=_prefix_cache_bytes(runtime.read_manifest(bundle), cases),
+        prefix_cache_bytes=_prefix_cache_bytes(runtime.read_manifest(bundle), cases, new_tokens),
     )
     room = model.manifest.model.context_length
     for case in cases:
@@ -154,11 +156,13 @@ def _open(bundle: Path, cases: Sequence[Case], new_tokens: int, threads: int | N
     return model
 
 
-def _prefix_cache_bytes(manifest: "Manifest", cases: Sequence[Case]) -> int | None:
-    """None where what the runtime keeps anyway holds the contexts of all sequences."""
-    most = max(case.batch * case.context_tokens for case in cases)
+def _prefix_cache_bytes(manifest: "Manifest", cases: Sequence[Case], new_tokens: int) -> int | None:
+    """Room for the contexts of all sequences, and what was read behind them meanwhile; None where what the runtime
+    keeps anyway is enough, or another engine keeps it.
+    """
+    most = max(2 * case.batch * (case.context_tokens + case.prompt_tokens + new_tokens) for case in cases)
     context = manifest.model.context_length
-    if most <= context:
+    if manifest.engine is not None or most <= context or not any(case.context_tokens for case in cases):
         return None
     from edgeforge.runtime.slots import one_context_bytes
 
@@ -176,7 +180,7 @@ def _measure_cases(
 ) -> tuple[list[Measured], MachineLimits | None]:
     """Small cases first, so that the memory after a case's first run is what that case takes."""
     measured = [Measured(case=case) for case in cases]
-    prompts = _Prompts(vocab_size=model.manifest.model.vocab_size)
+    prompts = Prompts(vocab_size=model.manifest.model.vocab_size)
     done, total = 0, len(cases) * (repeats + 1)
 
     def run(found: Measured, watch: Stopwatch | None) -> Run:
@@ -206,7 +210,7 @@ def _tokens(case: Case) -> int:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Prompts:
+class Prompts:
     """Contexts that stay, and prompts that are never the same twice."""
 
     vocab_size: int
@@ -215,9 +219,8 @@ class _Prompts:
     def of(self, case: Case) -> tuple[list[list[int]], list[list[int]]]:
         """For each sequence, what the cache should hold, and the whole prompt."""
         contexts = [self._ids(case.context_tokens, sequence) for sequence in range(case.batch)]
-        # Numbered behind the contexts of any batch, so that none begins like another.
+        first = FIRST_PROMPT + self.given
         self.given += case.batch
-        first = 10_000 + self.given
         new = [self._ids(case.prompt_tokens, first + sequence) for sequence in range(case.batch)]
         return contexts, [context + ids for context, ids in zip(contexts, new, strict=True)]
 
@@ -268,6 +271,7 @@ def _figures(
         prefill_tokens_per_s=Spread.of([run.prefill_tokens_per_s for run in found.runs]),
         decode_tokens_per_s=Spread.of([run.decode_tokens_per_s for run in found.runs]),
         time_to_first_token_ms=Spread.of([run.time_to_first_token_ms for run in found.runs]),
+        reused_tokens=median_low(run.reused_tokens for run in found.runs),
         python_share=median(shares) if shares else None,
         peak_memory_bytes=found.peak_memory_bytes,
         roofline_prefill_tokens_per_s=prefill_bound,

@@ -18,7 +18,7 @@ from edgeforge.hardware import load_target
 from edgeforge.planning import make_plan, plan_to_json
 from edgeforge.runtime.records import FileRecord
 from edgeforge.runtime.stream import Chunk, Timings, Usage
-from edgeforge.validation.bench import cases_of, measure, random_ids
+from edgeforge.validation.bench import Prompts, cases_of, measure, random_ids
 from edgeforge.validation.benching import limits as limits_module
 from edgeforge.validation.benching.doubts import doubts
 from edgeforge.validation.benching.limits import MachineProbe, buffer_bytes, last_level_cache_bytes
@@ -67,12 +67,13 @@ def one(value: float) -> Spread:
     return Spread.of([value])
 
 
-def figures(*, decode: Spread, prefill: Spread | None = None) -> Figures:
+def figures(*, decode: Spread, prefill: Spread | None = None, reused: int = 0) -> Figures:
     return Figures(
         case=CASE,
         prefill_tokens_per_s=prefill or one(100.0),
         decode_tokens_per_s=decode,
         time_to_first_token_ms=one(1.0),
+        reused_tokens=reused,
         python_share=None,
         peak_memory_bytes=1,
         roofline_prefill_tokens_per_s=None,
@@ -269,6 +270,16 @@ def test_the_slowest_processors_frequency_counts(tmp_path: Path) -> None:
     assert frequency_share(tmp_path) == 0.5
 
 
+def test_no_prompt_is_given_twice_whatever_the_batches() -> None:
+    prompts = Prompts(vocab_size=50_000)
+    seen: list[int] = []
+    for batch in (4, 1, 1, 4, 2, 1):
+        contexts, whole = prompts.of(Case(batch=batch, context_tokens=3, prompt_tokens=5))
+        assert [ids[:3] for ids in whole] == contexts == [random_ids(3, 50_000, number) for number in range(batch)]
+        seen += [ids[3] for ids in whole]
+    assert len(seen) == len(set(seen)) == 13
+
+
 def found_doubts(*, decode: Spread, surroundings: Surroundings = QUIET, read: Spread | None = None) -> tuple[str, ...]:
     """A step of a million bytes at 1 GB/s: at most 1,000 tokens a second."""
     return doubts(
@@ -286,6 +297,16 @@ def test_a_figure_above_the_physical_limit_is_warned_of() -> None:
     (warning,) = found_doubts(decode=one(1200.0))
     assert "1,200.0 tokens/s is above the 1,000.0" in warning
     assert found_doubts(decode=one(1000.0)) == ()
+
+
+def test_a_cache_that_held_something_else_is_warned_of() -> None:
+    def doubted(reused: int) -> tuple[str, ...]:
+        found = [figures(decode=one(1.0), reused=reused)]
+        return doubts(found, new_tokens=4, traffic=None, limits=None, surroundings=QUIET)
+
+    assert doubted(0) == ()
+    (warning,) = doubted(7)
+    assert "the cache held 7 tokens (8 prompt tokens) where it should hold 0" in warning
 
 
 def test_repeats_that_differ_are_warned_of_once_by_the_worst() -> None:
@@ -343,6 +364,7 @@ def test_a_bundles_figures_are_printed_and_saved(timed_bundle: Path) -> None:
             low, high = case[f"{name}_quartiles"]
             assert 0 < low <= case[name] <= high
         assert 0 < case["python_share"] < 1
+        assert case["reused_tokens"] == case["batch"] * case["context_tokens"]
         assert case["peak_memory_bytes"] > 10_000_000
         assert case["roofline_decode_tokens_per_s"] is None, "the tiny bundle has no plan"
     assert document["decode_tokens_per_s"] == document["cases"][0]["decode_tokens_per_s"]

@@ -14,6 +14,8 @@ MOST_STOLEN_SHARE = 0.02
 # Of the processors' number: more wanted to run than half of them could.
 MOST_LOAD_SHARE = 0.5
 LEAST_FREQUENCY_SHARE = 0.7
+# Of a prompt with its context. Two prompts may begin with the same token by chance.
+MOST_REUSE_ERROR = 0.05
 # Clocks and the count of bytes are good to a few percent.
 TOLERANCE = 1.05
 
@@ -28,7 +30,7 @@ def doubts(
 ) -> tuple[str, ...]:
     """A sentence for each figure above a physical limit, and for each sign of a noisy machine."""
     impossible = _impossible(cases, new_tokens, traffic, limits) if traffic and limits else ()
-    return (*impossible, *_spread(cases, limits), *_noise(surroundings))
+    return (*impossible, *_reuse(cases), *_spread(cases, limits), *_noise(surroundings))
 
 
 def case_text(case: Case) -> str:
@@ -46,6 +48,17 @@ def _impossible(cases: Sequence[Figures], new_tokens: int, traffic: Traffic, lim
             yield (
                 f"decode ({case_text(figures.case)}) at {found:,.1f} tokens/s is above the {bound:,.1f} that this "
                 "machine's memory allows: a measurement is wrong, or a cache holds the weights"
+            )
+
+
+def _reuse(cases: Sequence[Figures]) -> Iterator[str]:
+    for figures in cases:
+        case = figures.case
+        contexts = case.batch * case.context_tokens
+        if abs(figures.reused_tokens - contexts) > MOST_REUSE_ERROR * (contexts + case.batch * case.prompt_tokens):
+            yield (
+                f"the cache held {figures.reused_tokens:,} tokens ({case_text(case)}) where it should hold "
+                f"{contexts:,}: prefill and first token are those of another amount of work"
             )
 
 

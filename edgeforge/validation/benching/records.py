@@ -59,6 +59,7 @@ class Run:
 class Figures:
     """A case, measured. A roofline is None where it could not be measured, or says nothing about the device.
 
+    reused_tokens        of all prompts with their contexts, what the cache held: the contexts, if all went well
     peak_memory_bytes    of the process, up to the end of the case's first run; cases run from small to large
     roofline_*           what this machine's memory and arithmetic allow, measured in the same run
     target_roofline_*    what the memory bandwidth of the target's profile allows
@@ -68,6 +69,7 @@ class Figures:
     prefill_tokens_per_s: Spread
     decode_tokens_per_s: Spread
     time_to_first_token_ms: Spread
+    reused_tokens: int
     python_share: float | None
     peak_memory_bytes: int
     roofline_prefill_tokens_per_s: float | None

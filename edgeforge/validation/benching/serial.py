@@ -37,6 +37,7 @@ def _figures(figures: Figures) -> dict[str, object]:
         **_spread("prefill_tokens_per_s", figures.prefill_tokens_per_s),
         **_spread("decode_tokens_per_s", figures.decode_tokens_per_s),
         **_spread("time_to_first_token_ms", figures.time_to_first_token_ms),
+        "reused_tokens": figures.reused_tokens,
         "python_share": figures.python_share,
         "peak_memory_bytes": figures.peak_memory_bytes,
         "roofline_prefill_tokens_per_s": figures.roofline_prefill_tokens_per_s,

@@ -74,7 +74,8 @@ def _shares(before: Moment, after: Moment) -> tuple[float | None, float | None]:
         return None, None
     busy = after.busy_seconds - before.busy_seconds
     own = after.own_seconds - before.own_seconds
-    return max(busy - own, 0.0) / everything, (after.stolen_seconds - before.stolen_seconds) / everything
+    # Over a moment, the ticks of a process and those of the machine need not agree.
+    return min(max(busy - own, 0.0) / everything, 1.0), (after.stolen_seconds - before.stolen_seconds) / everything
 
 
 def frequency_share(root: Path = CPUS) -> float | None:
