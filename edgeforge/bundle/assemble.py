@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import edgeforge.runtime
 from edgeforge import __version__
+from edgeforge.bundle.embedded import runtime_files
 from edgeforge.bundle.epoch import source_date
 from edgeforge.bundle.licences import licence_files
 from edgeforge.bundle.provenance import provenance
@@ -51,7 +51,7 @@ def assemble(
     already known (relative path -> SHA-256 in hex), so that a large file is not read again. `progress(done, total)`
     counts bytes hashed. The same arguments and model files give the same bytes, anywhere.
     """
-    for path, content in _own_files(source, notices, parity).items():
+    for path, content in _own_files(source, model, requirements.packages, notices, parity).items():
         (staging / path).parent.mkdir(exist_ok=True)
         (staging / path).write_bytes(content)
     files = _file_records(staging, model, digests or {}, progress)
@@ -86,18 +86,15 @@ def assemble(
     return manifest
 
 
-def runtime_files() -> dict[str, bytes]:
-    """runtime/ and __main__.py as every bundle carries them: sources and licence, no bytecode."""
-    folder = Path(edgeforge.runtime.__file__).parent
-    names = sorted(path.name for path in folder.iterdir() if path.suffix == ".py" or path.name == "LICENSE")
-    files = {f"runtime/{name}": (folder / name).read_bytes() for name in names}
-    files["__main__.py"] = Path(__file__).with_name("entry.py").read_bytes()
-    return files
-
-
-def _own_files(source: SourceRecord, notices: Mapping[str, bytes], parity: str | None) -> dict[str, bytes]:
+def _own_files(
+    source: SourceRecord,
+    model: ModelRecord,
+    packages: Mapping[str, str],
+    notices: Mapping[str, bytes],
+    parity: str | None,
+) -> dict[str, bytes]:
     vectors = {} if parity is None else {PARITY_NAME: parity.encode()}
-    return runtime_files() | licence_files(source, notices, version=__version__) | vectors
+    return runtime_files(model.backend, packages) | licence_files(source, notices, version=__version__) | vectors
 
 
 def _file_records(

@@ -10,6 +10,7 @@ _ROLES = {
     "LICENSE": "licence",
     "NOTICE": "notice",
     "__main__.py": "entry",
+    "edgeforge_runtime.py": "runtime",
     "provenance.json": "provenance",
     PARITY_NAME: "parity",
 }

@@ -12,7 +12,6 @@ from .batch import Batch
 from .errors import UnusableBundle
 from .generate import Generation, GenerationOptions
 from .graph import open_graph
-from .growing import GrowingCache
 from .manifest import ModelRecord
 from .request import Request
 from .requirements import Device
@@ -137,4 +136,6 @@ class OnnxEngine:
         graph = open_graph(self._bundle / path, device=self.device, threads=self._threads)
         if model.backend == "onnx":
             return Slots(graph, model, self.device, slots=slots)
+        from .growing import GrowingCache  # which bundles of backend onnx do not carry
+
         return GrowingCache(graph, model, self.device)

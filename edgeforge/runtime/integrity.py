@@ -8,9 +8,9 @@ A signature, model.sig, covers SHA256SUMS, so that neither it nor the manifest c
 it (`edgeforge verify --key`).
 
 Python writes `__pycache__` beside modules that a program imports, so an application that embeds BUNDLE/runtime leaves
-some in the bundle. `quick` overlooks `*.pyc` files in a `__pycache__` folder under runtime/, or embedding would break
-the second start; `full` reports them, since compiled code is code. (`python BUNDLE` leaves none: __main__.py sees to
-that.)
+some in the bundle. `quick` overlooks `*.pyc` files in a `__pycache__` folder under runtime/, and that of
+edgeforge_runtime.py, or embedding would break the second start; `full` reports them, since compiled code is code.
+(`python BUNDLE` leaves none: __main__.py sees to that.)
 """
 
 import hashlib
@@ -141,7 +141,8 @@ def is_outside_manifest(path: str) -> bool:
 
 def _is_bytecode(path: str) -> bool:
     parts = path.split("/")
-    return len(parts) >= 3 and parts[0] == "runtime" and parts[-2] == "__pycache__" and path.endswith(".pyc")
+    imported = parts[0] == "runtime" or path.startswith("__pycache__/edgeforge_runtime.")
+    return imported and len(parts) >= 2 and parts[-2] == "__pycache__" and path.endswith(".pyc")
 
 
 def _hash_problems(

@@ -61,6 +61,7 @@ def test_the_manifest_lists_every_file_with_its_hash_size_and_role(bundle: Path)
         "LICENSE": "licence",
         "NOTICE": "notice",
         "__main__.py": "entry",
+        "edgeforge_runtime.py": "runtime",
         "model/chat_template.jinja": "chat_template",
         "model/model.onnx": "graph",
         "model/model.onnx.data": "weights",
@@ -69,7 +70,9 @@ def test_the_manifest_lists_every_file_with_its_hash_size_and_role(bundle: Path)
         "model/tokenizer.json": "tokenizer",
         "provenance.json": "provenance",
     }
-    assert {path for path in manifest.files if path.startswith("runtime/")} == set(runtime_files()) - {"__main__.py"}
+    assert {path for path in manifest.files if path.startswith("runtime/")} == set(
+        runtime_files(manifest.model.backend, manifest.requirements.packages)
+    ) - {"__main__.py", "edgeforge_runtime.py"}
 
 
 def test_hashes_already_known_are_taken(bundle: Path, tmp_path: Path) -> None:

@@ -1,16 +1,21 @@
 """The runtime stands alone: copied out as `runtime`, it imports numpy, onnxruntime, tokenizers and nothing else."""
 
+import ast
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
 from tiny_bundle import make_bundle, make_engine_bundle
 
+from edgeforge import __version__
 from edgeforge.bundle import runtime_files
+from edgeforge.runtime.integrity import verify
 
 ALLOWED = {"numpy", "onnxruntime", "tokenizers", "runtime"}
 # What those three import themselves, wherever it is installed.
@@ -71,10 +76,88 @@ def test_importing_it_is_light(probe: dict) -> None:
 
 
 def test_a_bundle_carries_the_runtime_verbatim_and_no_bytecode() -> None:
-    files = runtime_files()
-    assert list(files) == [*sorted(name for name in files if name != "__main__.py"), "__main__.py"]
-    assert all(name.endswith(".py") or name == "runtime/LICENSE" for name in files)
+    files = runtime_files("onnx", {"numpy": ">=1.26"})
+    assert list(files) == sorted(files)
+    others = {name for name in files if not name.endswith(".py")}
+    assert others == {"runtime/LICENSE", "runtime/py.typed", "runtime/pyproject.toml"}
     assert b"Apache License" in files["runtime/LICENSE"]
+
+
+def test_a_bundle_with_a_graph_leaves_the_other_engines_adapters_out() -> None:
+    every = set(runtime_files("modelopt", {}))
+    programs = {f"runtime/{name}.py" for name in ("llm_engine", "tensorrt_llm_program", "vllm_program")}
+    assert every - set(runtime_files("optimum", {})) == programs
+    assert every - set(runtime_files("onnx", {})) == {*programs, "runtime/growing.py"}
+
+
+def test_what_a_bundle_carries_stays_small(tiny: Path) -> None:
+    """Lines of code without comments, docstrings and blank lines."""
+    assert sum(code_lines(path.read_text(encoding="utf-8")) for path in (tiny / "runtime").glob("*.py")) < 2850
+
+
+def code_lines(source: str) -> int:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    documentation = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, documented) and ast.get_docstring(node) is not None
+        for line in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
+    }
+    nothing = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    code = {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type not in nothing
+        for line in range(token.start[0], token.end[0] + 1)
+    }
+    return len(code - documentation)
+
+
+ANSWER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from edgeforge_runtime import Speculation, load
+from edgeforge_runtime.errors import UnusableBundle
+model = load(sys.argv[2], threads=1)
+answer = model.generate([1, 2, 3], max_new_tokens=3, ignore_eos=True, speculate=Speculation())
+print([id for chunk in answer for id in chunk.token_ids], type(model).__module__)
+"""
+
+
+def test_it_has_its_installed_name_in_the_bundles_folder_too(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b")
+    for _ in range(2):  # the second time with the bytecode that the first left
+        result = run(["-c", ANSWER, str(bundle), str(bundle)])
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.endswith("] edgeforge_runtime.model\n")
+
+
+def test_pip_installs_it_and_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b")
+    offline = ["--no-build-isolation", "--no-deps", "--no-index", "--no-compile", "--quiet"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        *offline,
+        "--target",
+        str(tmp_path / "site"),
+        str(bundle / "runtime"),
+    ]
+    subprocess.run(pip, check=True, capture_output=True)
+    verify(bundle, "full")
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {
+        "edgeforge_runtime",
+        f"edgeforge_runtime-{__version__}.dist-info",
+    }
+    installed = {path.name for path in (tmp_path / "site/edgeforge_runtime").iterdir()}
+    carried = {path.name for path in (bundle / "runtime").iterdir()} - {"LICENSE", "pyproject.toml"}
+    assert installed == carried
+    result = run(["-I", "-B", "-c", ANSWER, str(tmp_path / "site"), str(bundle)])
+    assert (result.returncode, result.stderr) == (0, "")
+    metadata = (tmp_path / f"site/edgeforge_runtime-{__version__}.dist-info/METADATA").read_text(encoding="utf-8")
+    assert "Requires-Dist: onnxruntime>=1.23" in metadata
 
 
 def test_python_bundle_answers_and_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
