@@ -7,6 +7,7 @@ GroupQueryAttention writes the new positions in place. The runtime graph also ta
 logits of the tokens from there on (-1: the last one).
 """
 
+import mmap
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -138,7 +139,9 @@ class Slots:
         self._buffers = []
         for index, argument in enumerate(self._arguments):
             if self._device == "cpu":
-                array = np.zeros(shape, DTYPES[argument.type])  # calloc: pages count once a token reaches them
+                # Pages count once a token reaches them. np.zeros would ask for huge ones, which count whole.
+                dtype = np.dtype(DTYPES[argument.type])
+                array = np.frombuffer(mmap.mmap(-1, int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
                 for slot, ids in enumerate(self.ids[: self._allocated]):
                     array[slot, :, : len(ids)] = np.asarray(before[index])[slot, :, : len(ids)]
                 self._buffers.append(array)
