@@ -67,7 +67,7 @@ def _report_of(bundle: Path, manifest_sha256: str) -> Mapping[str, object] | Non
     """The last validation report, where there is one and it is of this very manifest."""
     try:
         report = json.loads((bundle / VALIDATION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return report if isinstance(report, dict) and report.get("manifest_sha256") == manifest_sha256 else None
 

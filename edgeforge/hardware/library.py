@@ -138,6 +138,8 @@ def _read(path: Path) -> Table:
             return tomllib.load(file)
     except OSError as error:
         raise UnusableInput(f"cannot read {_spoken(path)}: {error.strerror}") from error
+    except RecursionError:
+        raise UnusableInput(f"{_spoken(path)} is nested too deeply to be a target or a profile") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UnusableInput(f"{_spoken(path)} is not valid TOML: {error}") from error
 

@@ -106,7 +106,7 @@ def bos_template(bos: str, bos_id: int) -> dict[str, Json]:
 def _object(data: bytes, name: str, folder: str) -> dict[str, Json]:
     try:
         value: Json = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnusableInput(f"{folder}/{name} is not JSON: {error}", hint="download the file again") from None
     if not isinstance(value, dict):
         raise UnusableInput(f"{folder}/{name} holds a {type(value).__name__} where an object was expected")

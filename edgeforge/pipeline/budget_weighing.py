@@ -181,7 +181,7 @@ def _read(path: Path, key: Key, items: tuple[Item, ...]) -> Weighing | None:
         told = json.loads(path.read_text(encoding="utf-8"))
         losses = tuple(tuple(map(float, each)) for each in told["losses"])
         whole = told["key"] == key and [len(each) for each in losses] == [len(item.schemes) for item in items]
-    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     if not whole or not all(math.isfinite(loss) and loss >= 0 for each in losses for loss in each):
         return None

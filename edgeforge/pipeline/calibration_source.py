@@ -100,7 +100,7 @@ def _texts_of_rows(lines: Sequence[str], path: Path, files: TokenizerFiles) -> I
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         text = row.get("text") if isinstance(row, dict) else None
         messages = row.get("messages") if isinstance(row, dict) else None

@@ -147,7 +147,7 @@ def document_of(content: bytes) -> Json:
     """The JSON object of a manifest or index."""
     try:
         document = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         raise UnusableInput("the registry's manifest is not a JSON object", hint="is it an OCI registry?")

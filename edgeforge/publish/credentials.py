@@ -65,7 +65,7 @@ def docker_configuration() -> dict[str, object]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         document = {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnusableInput(
             f"the Docker configuration {path} cannot be read: {error}", hint="mend it, or set DOCKER_CONFIG"
         ) from None

@@ -129,7 +129,7 @@ def _manifest_json(registry: Registry, layers: tuple[Layer, ...]) -> object:
         if layer.path == MANIFEST_NAME:
             try:
                 return json.loads(fetch_bytes(registry, layer.blob, name=MANIFEST_NAME))
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise IntegrityError(f"{MANIFEST_NAME} is not JSON", hint="publish the bundle again") from None
     raise UnusableInput(
         f"{registry.reference} is an OCI artifact, and no bundle: it has no {MANIFEST_NAME}",

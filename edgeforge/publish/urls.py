@@ -131,7 +131,7 @@ def _records(system: "AbstractFileSystem", root: str) -> dict[str, str]:
     """Path -> SHA-256 of the bundle in the folder, by its own word; nothing where there is none."""
     try:
         manifest = manifest_from_json(json.loads(system.cat_file(f"{root}/{MANIFEST_NAME}")))
-    except (OSError, ValueError, BundleError):
+    except (OSError, ValueError, RecursionError, BundleError):
         return {}
     sizes = _found(system, root)
     return {path: record.sha256 for path, record in manifest.files.items() if sizes.get(path) == record.size}
@@ -167,7 +167,7 @@ def _sums(content: bytes) -> dict[str, str]:
 def _json(content: bytes) -> object:
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise IntegrityError(f"{MANIFEST_NAME} is not JSON", hint="publish the bundle again") from None
 
 

@@ -70,7 +70,7 @@ def read_manifest(bundle: Path) -> Manifest:
         raise CorruptBundle(f"{MANIFEST_NAME} is not UTF-8 text", hint="copy the bundle again") from None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptBundle(f"{MANIFEST_NAME} is not JSON: {error}", hint="copy the bundle again") from None
     return manifest_from_json(value)
 

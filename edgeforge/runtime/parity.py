@@ -157,7 +157,7 @@ def read_parity(path: Path) -> Parity:
     """The exact inverse of `parity_text`; CorruptBundle or UnusableBundle where the file is not as it must be."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptBundle(f"{PARITY_NAME} is not JSON: {error}", hint="copy the bundle again") from None
     fields = Fields(value, file=PARITY_NAME)
     version = fields.take("schema_version", int)

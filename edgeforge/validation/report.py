@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from edgeforge.errors import UnusableInput
 from edgeforge.validation.findings import NOTHING, Findings
 from edgeforge.validation.gate import GateResult, Verdict
 from edgeforge.validation.reading import read_value
@@ -117,4 +118,7 @@ def read_report(bundle: Path) -> ValidationReport | None:
     path = bundle / "reports" / "validation.json"
     if not path.is_file():
         return None
-    return report_from_json(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return report_from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UnusableInput(f"{path} is damaged: {error}", hint=f"edgeforge validate {bundle}") from None

@@ -85,7 +85,7 @@ class Responses:
             try:
                 record = json.loads(line)
                 key, answer = record["key"], record["answer"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
             if isinstance(key, str) and isinstance(answer, (list, float, int, str)):
                 self._known[key] = answer

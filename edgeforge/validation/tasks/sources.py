@@ -202,7 +202,7 @@ def _rows(path: Path, fields: Mapping[str, Field]) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UnusableInput(f"{path}, line {number} is no JSON: {error}", hint="one JSON object a line") from None
         if not isinstance(row, dict):
             raise UnusableInput(f"{path}, line {number} is no JSON object", hint="one JSON object a line")
