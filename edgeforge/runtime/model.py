@@ -1,7 +1,7 @@
 """A loaded bundle: text in, text out."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,9 +58,9 @@ class Model:
         """Read the weights now rather than at the first token."""
         self._engine.open()
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt that the bundle's chat template makes of messages ({"role": ..., "content": ...}), up to the
-        answer.
+    def chat_ids(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, object]] = ()) -> list[int]:
+        """The prompt that the bundle's chat template makes of messages ({"role": ..., "content": ...}) and of tools
+        (`chat.render`), up to the answer.
         """
         if self.chat_template is None:
             raise UnusableBundle(
@@ -68,7 +68,7 @@ class Model:
                 hint="generate from a plain prompt",
             )
         model = self.manifest.model
-        text = render(self.chat_template, messages, bos_token=model.bos_token, eos_token=model.eos_token)
+        text = render(self.chat_template, messages, bos_token=model.bos_token, eos_token=model.eos_token, tools=tools)
         return self.encode(text, add_special_tokens=False)
 
     def chat(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from edgeforge.runtime.chat import Message, knows_tools, render
+from edgeforge.runtime.chat import Message, knows_tools
 from edgeforge.runtime.errors import UnusableBundle
 from edgeforge.runtime.model import Model
 from edgeforge.serving.tools import Tool
@@ -26,31 +26,19 @@ def prompt_ids(model: Model, messages: Sequence[Message], tools: Sequence[Tool] 
     messages = [_with_read_arguments(message) for message in messages]
     if not knows_tools(model.chat_template):
         return model.chat_ids(_in_words(messages, tools))
+    definitions = [tool.definition for tool in tools]
     try:
-        return _rendered(model, messages, tools)
+        return model.chat_ids(messages, tools=definitions)
     except UnusableBundle:
         # Llama 3.1's refuses several calls in one message, as the interface has them.
         apart = _one_call_each(messages)
         if apart == messages:
             raise
-        return _rendered(model, apart, tools)
+        return model.chat_ids(apart, tools=definitions)
 
 
 def _speaks_of_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> bool:
     return bool(tools) or any(message.get("role") == "tool" or "tool_calls" in message for message in messages)
-
-
-def _rendered(model: Model, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
-    assert model.chat_template is not None
-    record = model.manifest.model
-    text = render(
-        model.chat_template,
-        messages,
-        bos_token=record.bos_token,
-        eos_token=record.eos_token,
-        tools=[tool.definition for tool in tools],
-    )
-    return model.encode(text, add_special_tokens=False)
 
 
 def _with_read_arguments(message: Message) -> Message:

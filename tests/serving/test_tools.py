@@ -88,19 +88,12 @@ SECOND_RESULT = {"role": "tool", "tool_call_id": "2", "content": "noon"}
 def spoken(template: str, messages: Sequence[Mapping[str, object]], tools: Sequence[Tool]) -> str:
     """The text of the prompt."""
     texts: list[str] = []
-    record = SimpleNamespace(bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
 
-    def encode(text: str, *, add_special_tokens: bool) -> list[int]:
-        assert not add_special_tokens
-        texts.append(text)
+    def chat_ids(messages: Sequence[Mapping[str, object]], *, tools: Sequence[Mapping[str, object]] = ()) -> list[int]:
+        texts.append(render(template, messages, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", tools=tools))
         return [1]
 
-    def chat_ids(messages: Sequence[Mapping[str, object]]) -> list[int]:
-        return encode(render(template, messages, bos_token=record.bos_token, eos_token=None), add_special_tokens=False)
-
-    model = SimpleNamespace(
-        chat_template=template, encode=encode, chat_ids=chat_ids, manifest=SimpleNamespace(model=record)
-    )
+    model = SimpleNamespace(chat_template=template, chat_ids=chat_ids)
     assert prompt_ids(model, messages, tools) == [1]  # type: ignore[arg-type]
     return texts[-1]
 
