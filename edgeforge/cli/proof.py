@@ -16,7 +16,7 @@ PROBE_VERDICTS = {"pass": "pass", "fail": "FAIL", "skipped": "skipped"}
 
 def render(report: "ValidationReport", bundle: Path) -> str:
     """The report for people."""
-    from edgeforge.validation.wording import probe_warning
+    from edgeforge.validation.wording import counted, probe_warning
 
     original = report.reference.name or "local checkpoint"
     spread = (
@@ -25,7 +25,9 @@ def render(report: "ValidationReport", bundle: Path) -> str:
     )
     figures = [("original", f"{original}, stored as {report.reference.precision}"), *validation_fields(report)]
     figures.insert(-2, ("KL spread", spread))
-    figures.insert(-2, ("protocol", f"{report.protocol}, {len(report.chunks)} chunks of {report.context} tokens"))
+    figures.insert(
+        -2, ("protocol", f"{report.protocol}, {counted(len(report.chunks), 'chunk')} of {report.context} tokens")
+    )
     warning = probe_warning(report)
     if warning is not None:
         figures.append(("warning", f"{warning}; the gate does not count them"))

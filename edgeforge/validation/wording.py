@@ -141,13 +141,10 @@ def verdict_sentence(report: ValidationReport) -> str:
         share = f" on {len(decisive)} of {len(checks)} figures" if 0 < len(decisive) < len(checks) else ""
         detail = f": {'; '.join(each.brief for each in decisive)}" if decisive else ""
         return f"No: it lost more than its target allows{share}{detail}."
-    kept = (
-        f"it keeps {len(checks) - len(decisive)} of {len(checks)} limits, but for the others"
-        if decisive
-        else "for some"
-    )
+    kept = len(checks) - len(decisive)
+    others = f"it keeps {kept} of {len(checks)} limits, but for the others " if 0 < kept < len(checks) else ""
     detail = "; ".join(f"{each.name} ({_short_of(each)})" for each in decisive)
-    return f"Not proven yet: {kept} there were too few items to tell" + (f": {detail}." if detail else ".")
+    return f"Not proven yet: {others}there were too few items to tell" + (f": {detail}." if detail else ".")
 
 
 def probe_warning(report: ValidationReport) -> str | None:
@@ -155,6 +152,11 @@ def probe_warning(report: ValidationReport) -> str | None:
     probes = report.findings.probes
     failed = [probe.title for probe in probes if probe.verdict == "fail"]
     return f"{len(failed)} of {len(probes)} probes failed: {', '.join(failed)}" if failed else None
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 chunk`, `1,200 chunks`"""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _all(checks: int) -> str:

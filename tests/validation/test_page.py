@@ -220,6 +220,13 @@ def test_the_sentence_names_what_failed_and_what_would_do(rich: ValidationReport
     needs = [each.check.items_needed for each in judged(undecided) if each.check.items_needed is not None]
     assert needs
     assert all(f"about {need:,} would do" in verdict_sentence(undecided) for need in needs)
+    alone = replace(undecided.findings.tasks[1], check=replace(undecided.findings.tasks[1].check, verdict="undecided"))
+    nothing = replace(
+        undecided,
+        findings=replace(undecided.findings, tasks=(alone,)),
+        gate=replace(undecided.gate, checks=(alone.check,)),
+    )
+    assert verdict_sentence(nothing).startswith("Not proven yet: there were too few items to tell: loss of exact match")
 
 
 def test_failed_probes_are_named_beside_the_verdict(rich: ValidationReport, page: str) -> None:
