@@ -6,9 +6,9 @@ bundle, question = sys.argv[1:]
 sys.dont_write_bytecode = True  # a bundle is verified byte by byte: leave no __pycache__ in it
 sys.path.insert(0, bundle)
 
-import runtime  # noqa: E402
+from edgeforge_runtime import load  # noqa: E402
 
-model = runtime.load(bundle)
+model = load(bundle)
 for chunk in model.chat([{"role": "user", "content": question}], temperature=0):
     print(chunk.text, end="", flush=True)
 print()

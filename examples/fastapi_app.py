@@ -16,9 +16,9 @@ BUNDLE = os.environ["BUNDLE"]
 sys.dont_write_bytecode = True  # a bundle is verified byte by byte: leave no __pycache__ in it
 sys.path.insert(0, BUNDLE)
 
-import runtime  # noqa: E402
+from edgeforge_runtime import Stream, UnusableBundle, load  # noqa: E402
 
-model = runtime.load(BUNDLE)
+model = load(BUNDLE)
 model.warm_up()
 app = FastAPI()
 
@@ -37,12 +37,12 @@ async def ask(asked: Question) -> StreamingResponse:
     return StreamingResponse(pieces(answer), media_type="text/plain; charset=utf-8")
 
 
-async def pieces(answer: runtime.Stream) -> AsyncIterator[str]:
+async def pieces(answer: Stream) -> AsyncIterator[str]:
     async for chunk in answer:
         yield chunk.text
 
 
-@app.exception_handler(runtime.UnusableBundle)
-async def refused(request: Request, error: runtime.UnusableBundle) -> JSONResponse:
+@app.exception_handler(UnusableBundle)
+async def refused(request: Request, error: UnusableBundle) -> JSONResponse:
     """A question longer than the context, for one."""
     return JSONResponse({"error": error.message}, status_code=422)

@@ -103,9 +103,9 @@ def test_the_readme_lists_every_exit_code() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("imported", ["runtime", "onnxruntime_genai"])
+@pytest.mark.parametrize("imported", ["edgeforge_runtime", "onnxruntime_genai"])
 def test_the_readmes_python_answers(imported: str, demo_int4: Build, tmp_path: Path) -> None:
-    if imported != "runtime" and importlib.util.find_spec(imported) is None:
+    if imported != "edgeforge_runtime" and importlib.util.find_spec(imported) is None:
         pytest.skip(f"{imported} is not installed")
     (snippet,) = [code for code in fenced(README, "python") if f"import {imported}" in code]
     (tmp_path / "artifacts").mkdir()

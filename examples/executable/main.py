@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-import runtime
+from edgeforge_runtime import load
 
 program = sys.executable if getattr(sys, "frozen", False) else sys.argv[0]
-model = runtime.load(Path(program).resolve().parent / "bundle")
+model = load(Path(program).resolve().parent / "bundle")
 for chunk in model.chat([{"role": "user", "content": " ".join(sys.argv[1:])}], temperature=0):
     print(chunk.text, end="", flush=True)
 print()
