@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from planning.shapes import LLAMA_8B, SMOLLM2
-from tiny_bundle import Shape, make_bundle
+from runtime.engine_fakes import install_gpus, install_tensorrt_llm, install_vllm
+from tiny_bundle import Shape, make_bundle, make_engine_bundle
 
 from edgeforge import runtime
 from edgeforge.cli.bench import bench as bench_command
@@ -369,6 +370,24 @@ def test_a_bundles_figures_are_printed_and_saved(timed_bundle: Path) -> None:
         assert case["roofline_decode_tokens_per_s"] is None, "the tiny bundle has no plan"
     assert document["decode_tokens_per_s"] == document["cases"][0]["decode_tokens_per_s"]
     assert document["limits"]["read_bytes_per_s"]["median"] > 0
+
+
+@pytest.mark.parametrize("engine", ["vllm", "tensorrt-llm"])
+def test_a_bundle_of_another_engine_is_measured_without_the_processors_limits(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_gpus(monkeypatch, tmp_path / "bin", "NVIDIA H100 80GB HBM3, 9.0, 81559, 580.82.07")
+    if engine == "vllm":
+        install_vllm(monkeypatch, tmp_path / "site", "0.33.0")
+    else:
+        install_tensorrt_llm(monkeypatch, tmp_path / "site", "1.3.0")
+    bundle = make_engine_bundle(tmp_path / "bundle", engine=engine)
+    asked = ["--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "2", "--json"]
+    done = CliRunner().invoke(bench_command, [str(bundle), *asked], catch_exceptions=False)
+    document = json.loads(done.stdout)
+    assert document["device"] == "cuda"
+    assert document["decode_tokens_per_s"] > 0
+    assert document["limits"] is document["python_share"] is document["roofline_decode_tokens_per_s"] is None
 
 
 @pytest.mark.usefixtures("small_probe")
