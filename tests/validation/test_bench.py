@@ -321,7 +321,7 @@ def test_repeats_that_differ_are_warned_of_once_by_the_worst() -> None:
     [
         (replace(QUIET, others_share=0.43), "other processes took 43%"),
         (replace(QUIET, stolen_share=0.2), "the hypervisor gave 20%"),
-        (replace(QUIET, load_average=99_999.0), "the load average was 99999.0"),
+        (replace(QUIET, others_share=None, load_average=99_999.0), "the load average was 99999.0"),
         (replace(QUIET, throttled=True), "throttled"),
         (replace(QUIET, frequency_share=0.5), "50% of their highest frequency"),
     ],
@@ -329,6 +329,10 @@ def test_repeats_that_differ_are_warned_of_once_by_the_worst() -> None:
 def test_a_noisy_machine_is_warned_of(surroundings: Surroundings, said: str) -> None:
     (warning,) = found_doubts(decode=one(500.0), surroundings=surroundings)
     assert said in warning
+
+
+def test_what_ran_before_is_no_doubt_where_what_ran_meanwhile_is_known() -> None:
+    assert found_doubts(decode=one(500.0), surroundings=replace(QUIET, load_average=99_999.0)) == ()
 
 
 def test_what_the_system_does_not_tell_is_no_doubt() -> None:

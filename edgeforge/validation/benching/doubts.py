@@ -84,7 +84,8 @@ def _noise(surroundings: Surroundings) -> Iterator[str]:
     if stolen is not None and stolen > MOST_STOLEN_SHARE:
         yield f"the hypervisor gave {stolen:.0%} of the processors' time to other machines"
     load, processors = surroundings.load_average, os.cpu_count() or 1
-    if load is not None and load > MOST_LOAD_SHARE * processors:
+    # Where others' share is known, what ran before the bench need not worry anybody.
+    if others is None and load is not None and load > MOST_LOAD_SHARE * processors:
         yield f"the load average was {load:.1f} on {processors} processors before anything was measured"
     if surroundings.throttled:
         yield "the processors were throttled, by their heat or by the container's quota"

@@ -61,7 +61,8 @@ class Figures:
 
     reused_tokens        of all prompts with their contexts, what the cache held: the contexts, if all went well
     peak_memory_bytes    of the process, up to the end of the case's first run; cases run from small to large
-    roofline_*           what this machine's memory and arithmetic allow, measured in the same run
+    roofline_*           what this machine's arithmetic (of prefill, attention left out) and memory (of decode) allow,
+                         measured in the same run
     target_roofline_*    what the memory bandwidth of the target's profile allows
     """
 
