@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 )
 @options.model_option
 @options.revision_option
+@options.stream_download_option
 @click.option(
     "-o",
     "--out",
@@ -94,6 +95,7 @@ def build(
     targets: tuple[str, ...],
     model: str | None,
     revision: str | None,
+    stream_download: bool,
     out: Path | None,
     changes: options.Changes,
     max_bytes: int | None,
@@ -137,6 +139,8 @@ def build(
 
     budget = budget_of(changes.scheme, max_bytes, max_divergence)
     resolved = [changes.applied_to(name) for name in targets]
+    if stream_download:
+        model = _streamed(_model(resolved, model))
     folders = _folders(resolved, model, out, changes)
     asked = [
         pipeline.BuildOptions(
@@ -187,6 +191,19 @@ def _model(targets: Sequence["Target"], model: str | None) -> str:
             f"the targets have different default models ({', '.join(sorted(defaults))})", hint="name one with --model"
         )
     return defaults.pop()
+
+
+def _streamed(reference: str) -> str:
+    """The hub id as a URL, whose weights are read where they are."""
+    from edgeforge.errors import UsageError
+    from edgeforge.model.checkpoint import HUB_ID
+
+    if not HUB_ID.fullmatch(reference):
+        raise UsageError(
+            f"--stream-download is for hub ids such as org/name, not {reference}",
+            hint="leave it out: a directory is there, and what a URL names is never downloaded whole",
+        )
+    return f"hf://{reference}"
 
 
 def _folders(targets: Sequence["Target"], model: str | None, out: Path | None, changes: options.Changes) -> list[Path]:

@@ -65,7 +65,8 @@ def by_dtype(tensors: Iterable["LazyTensor"]) -> tuple[DtypeSummary, ...]:
 @click.option("--tensors", "every_tensor", is_flag=True, help="List every tensor (or every file of a bundle).")
 @json_option
 def inspect(path: str, revision: str | None, every_tensor: bool, as_json: bool) -> None:
-    """Show what PATH holds: a bundle, a checkpoint folder, a .gguf file, a hub id, or `demo`.
+    """Show what PATH holds: a bundle, a checkpoint folder, a .gguf file, a URL of either, a hub
+    id, or `demo`.
 
     Reads headers and configuration only, never the weights.
 

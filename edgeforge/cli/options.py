@@ -25,9 +25,15 @@ model_option = click.option(
     "-m",
     "--model",
     metavar="REF",
-    help="A directory, a .gguf file, a hub id, or `demo`.  [default: the target's own]",
+    help="A directory, a .gguf file, a URL of either (s3://, gs://, https://...), a hub id, or `demo`.  "
+    "[default: the target's own]",
 )
 revision_option = click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+stream_download_option = click.option(
+    "--stream-download",
+    is_flag=True,
+    help="Read a hub id's weights where they are, piece by piece: the disk needs room for the bundle alone.",
+)
 
 backend_option = click.option(
     "--backend",

@@ -22,6 +22,8 @@ def default_output(model: str, target: str, *, backend: str | None = None, schem
 
 def model_slug(model: str) -> str:
     """A file name for a model reference: its last part, without .gguf and without characters that shells mind."""
+    if "://" in model:
+        model = model.partition("?")[0]  # a query may be a signature
     name = Path(model).name or Path(model).resolve().name
     if name in (".", ".."):
         name = Path(model).resolve().name

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @click.option(
     "--reference",
     metavar="REF",
-    help="The original: a directory, a .gguf file, a hub id, or `demo`.  [default: the bundle's source, where public]",
+    help="The original: a directory, a .gguf file, a URL, a hub id, or `demo`.  "
+    "[default: the bundle's source, where public]",
 )
 @click.option("--allow-other-reference", is_flag=True, help="Accept an original that the bundle was not built from.")
 @click.option(

@@ -88,7 +88,10 @@ class LocalFolder:
         return sorted(path.name for path in self._path.iterdir() if path.is_file())
 
     def has(self, name: str) -> bool:
-        return (self._path / name).is_file()
+        try:
+            return (self._path / name).is_file()
+        except OSError as error:  # a name that is too long for the file system, a folder that may not be read
+            raise UnusableInput(f"{self._path / name} cannot be read: {error.strerror}") from None
 
     def read(self, name: str) -> bytes:
         path = self._path / name

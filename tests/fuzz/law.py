@@ -67,7 +67,7 @@ def keep(finding: Finding) -> Path | None:
     """The input as a seed that the quick tests replay; None where it is too large to keep."""
     if len(finding.data) > MOST_SEED_BYTES:
         return None
-    folder = SEEDS / finding.reader.replace(" ", "-")
+    folder = SEEDS / finding.reader
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / hashlib.sha256(finding.data).hexdigest()[:12]
     path.write_bytes(finding.data)
@@ -76,7 +76,7 @@ def keep(finding: Finding) -> Path | None:
 
 def seeds_of(name: str) -> list[bytes]:
     """The inputs that once broke the law."""
-    return [path.read_bytes() for path in sorted((SEEDS / name.replace(" ", "-")).glob("*"))]
+    return [path.read_bytes() for path in sorted((SEEDS / name).glob("*"))]
 
 
 @contextmanager

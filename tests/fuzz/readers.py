@@ -157,7 +157,7 @@ def _bundle_readers(originals: Originals, folder: Path) -> list[Reader]:
     read_alone = _from_file(alone / MANIFEST_NAME, lambda path: read_manifest(path.parent))
     return [
         _reader("manifest", mutate_json, manifest, read_alone),
-        _reader("sealed manifest", mutate_json, *_in_copy(source, folder, MANIFEST_NAME, _verify_sealed)),
+        _reader("sealed-manifest", mutate_json, *_in_copy(source, folder, MANIFEST_NAME, _verify_sealed)),
         _reader("sums", mutate_bytes, *_in_copy(source, folder, SUMS_NAME, lambda bundle: verify(bundle, "full"))),
         _reader("parity", mutate_json, originals.parity, _from_file(folder / "parity.json", read_parity)),
     ]
@@ -181,11 +181,11 @@ def _publishing_readers(originals: Originals, folder: Path) -> list[Reader]:
     upload = journal.upload_file(REFERENCE, DIGEST)
     read_upload = _from_file(upload, lambda path: journal.upload(REFERENCE, DIGEST))
     return [
-        _reader("oci manifest", mutate_json, manifest, layers_from),
-        _reader("oci index", mutate_json, index, variants_from),
+        _reader("oci-manifest", mutate_json, manifest, layers_from),
+        _reader("oci-index", mutate_json, index, variants_from),
         _reader("upload", mutate_json, upload.read_bytes(), read_upload),
-        _reader("pulled manifest.json", mutate_json, *_pulling(originals, folder, MANIFEST_NAME)),
-        _reader("pulled SHA256SUMS", mutate_bytes, *_pulling(originals, folder, SUMS_NAME)),
+        _reader("pulled-manifest.json", mutate_json, *_pulling(originals, folder, MANIFEST_NAME)),
+        _reader("pulled-SHA256SUMS", mutate_bytes, *_pulling(originals, folder, SUMS_NAME)),
     ]
 
 
@@ -240,4 +240,4 @@ def _journal_readers(folder: Path) -> list[Reader]:
     def read(path: Path) -> object:
         return journal.read_asked(path), list(journal.read_entries(path))
 
-    return [_reader("build journal", mutate_lines_of_json, original, _from_file(folder / "j", read))]
+    return [_reader("build-journal", mutate_lines_of_json, original, _from_file(folder / "j", read))]

@@ -20,8 +20,8 @@ quick = settings(max_examples=12, derandomize=True, database=None)
 NAMES = (
     *("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json"),
     *("tokenizer_config.json", "a.safetensors", "safetensors", "gguf", "target", "profile", "manifest"),
-    *("sealed manifest", "sums", "parity", "oci manifest", "oci index", "upload", "pulled manifest.json"),
-    *("pulled SHA256SUMS", "scales", "plan", "text"),
+    *("sealed-manifest", "sums", "parity", "oci-manifest", "oci-index", "upload", "pulled-manifest.json"),
+    *("pulled-SHA256SUMS", "scales", "plan", "text"),
 )
 
 
@@ -31,7 +31,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
 
 
 def test_every_reader_is_tried(readers: dict[str, Reader]) -> None:
-    assert set(readers) - {"build journal"} == set(NAMES)
+    assert set(readers) - {"build-journal"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
