@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgeforge.runtime.constraint import Constraint
     from edgeforge.runtime.model import Model
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = click.Path(path_type=Path)
 _OPTIONS = (
     click.option("--json-schema", type=_FILE, metavar="FILE", help="Answer with JSON that satisfies this JSON Schema."),
     click.option("--regex", metavar="PATTERN", help="Answer with what matches this regular expression."),
@@ -61,3 +61,5 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UnusableInput(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise UnusableInput(f"{path} cannot be read: {error.strerror}", hint="give the path of a text file") from None

@@ -110,9 +110,10 @@ def test_an_answer_has_one_form(model: FakeModel, tmp_path: Path) -> None:
 
 
 def test_a_form_that_is_no_text_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "form").write_bytes(b"\xff")
-    with pytest.raises(UnusableInput, match="is not UTF-8 text"):
-        Form(json_schema=None, regex=None, grammar=tmp_path / "form").guide(FakeModel(), 10)  # type: ignore[arg-type]
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    for name, sentence in {"bytes": "is not UTF-8 text", "none": "No such file", ".": "Is a directory"}.items():
+        with pytest.raises(UnusableInput, match=sentence):
+            Form(json_schema=None, regex=None, grammar=tmp_path / name).guide(FakeModel(), 10)  # type: ignore[arg-type]
 
 
 def test_a_dash_reads_standard_input(model: FakeModel) -> None:
