@@ -80,12 +80,12 @@ def _answers() -> Sequence[type[BaseModel]]:
 def _ask(
     name: str, asked: type[BaseModel], answered: type[BaseModel], streamed: type[BaseModel], keys: bool
 ) -> dict[str, object]:
-    events = f"Server-sent events, each a {streamed.__name__}, then [DONE]."
-    told = {JSON: _schema(answered), "text/event-stream": {"schema": {"type": "string", "description": events}}}
+    said = f"The answer; as a stream, server-sent events: each a {streamed.__name__}, and [DONE] at the end."
+    told = {JSON: _schema(answered), "text/event-stream": {}}
     return {
         "operationId": name,
         "requestBody": {"required": True, "content": {JSON: _schema(asked)}},
-        "responses": {"200": {"description": "The answer.", "content": told}, **_errors(ANSWERED)},
+        "responses": {"200": {"description": said, "content": told}, **_errors(ANSWERED)},
         **_security(keys),
     }
 

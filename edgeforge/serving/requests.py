@@ -6,12 +6,20 @@ says so to whoever sends another. A field that is not here is refused: a typing 
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 MOST_CHOICES = 128
 MOST_STOPS = 16
 MOST_TOP_LOGPROBS = 20
 LARGEST_SEED = 2**63 - 1
+
+
+def _boolean(value: object) -> object:
+    """0 equals False, and is none."""
+    if not isinstance(value, bool):
+        raise ValueError("input should be a boolean")
+    return value
+
 
 Text = Annotated[str, Field(min_length=1)]
 Stop = str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None
@@ -19,6 +27,7 @@ Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Object = dict[str, JsonValue]
 Nothing = Annotated[dict[str, float], Field(max_length=0)]
 Zero = Annotated[float, Field(ge=0, le=0)]
+No = Annotated[Literal[False], BeforeValidator(_boolean)]
 
 SUPPORTED_ONLY = {
     "audio": "this model answers in text only",
@@ -154,7 +163,7 @@ class AnswerRequest(Record):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, description="An extension.")] | None = None
     min_p: Annotated[float, Field(ge=0, le=1, description="An extension.")] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10, description="An extension.")] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10, description="An extension.")] | None = None
     seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
     stop: Stop = None
     user: str | None = None
@@ -177,7 +186,7 @@ class ChatRequest(AnswerRequest):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prediction: Annotated[Object | None, Field(description="Accepted, and not used.")] = None
-    store: Literal[False] | None = None
+    store: No | None = None
     modalities: list[Literal["text"]] | None = None
     audio: None = None
     functions: None = None
