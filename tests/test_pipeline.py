@@ -3,9 +3,6 @@
 import hashlib
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -157,20 +154,6 @@ def test_a_weight_that_float16_cannot_hold_is_refused_by_name(
     assert everything_in(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError, RuntimeError])
-def test_whatever_stops_a_build_leaves_nothing(stories: Path, tmp_path: Path, failure: type[BaseException]) -> None:
-    seen = []
-
-    def progress(stage: str, done: int, total: int) -> None:
-        seen.append(done)
-        if len(seen) == 5:
-            raise failure
-
-    with pytest.raises(failure):
-        build(options(stories, tmp_path / "out" / "bundle"), progress=progress)
-    assert everything_in(tmp_path / "out") == []
-
-
 def test_an_existing_destination_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     with pytest.raises(UsageError, match="exists"):
@@ -199,55 +182,6 @@ def test_the_disk_was_predicted(stories_int4: Build, demo_int4: Build) -> None:
     for built, slack in ((stories_int4, 3_000_000), (demo_int4, 5_000_000)):
         size = sum(path.stat().st_size for path in built.bundle.rglob("*") if path.is_file())
         assert size <= built.plan.disk_bytes <= size + slack
-
-
-# other people's signals
-
-SLOW_BUILD = """
-import sys, time
-from pathlib import Path
-from edgeforge.hardware import load_target
-from edgeforge.pipeline import BuildOptions, build
-
-def progress(stage, done, total):
-    if stage == "quantize":
-        print("working", flush=True)  # one worker, so one line at a time
-        time.sleep(0.1)
-
-asked = BuildOptions(target=load_target("cpu"), model=sys.argv[1], out=Path(sys.argv[2]), validate=False, threads=1)
-build(asked, progress=progress)
-"""
-
-
-def stopped_in_the_middle(stories: Path, out: Path, number: signal.Signals) -> subprocess.Popen[str]:
-    """A build in a process of its own, sent a signal once a few tensors are in the file."""
-    command = [sys.executable, "-c", SLOW_BUILD, str(stories), str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    for _ in range(6):
-        assert process.stdout.readline() == "working\n"
-    process.send_signal(number)
-    process.stdout.read()
-    process.wait(timeout=60)
-    process.stdout.close()
-    return process
-
-
-def test_a_killed_build_leaves_no_bundle_and_the_next_one_succeeds(stories: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out" / "bundle"
-    process = stopped_in_the_middle(stories, out, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not out.exists()
-    assert all(name.startswith(".bundle.partial-") for name in everything_in(out.parent))
-    build(options(stories, out), progress=quiet)
-    verify(out, "full")
-
-
-def test_an_interrupted_build_leaves_nothing(stories: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out" / "bundle"
-    process = stopped_in_the_middle(stories, out, signal.SIGINT)
-    assert process.returncode != 0
-    assert everything_in(out.parent) == []
 
 
 # codes that the checkpoint already holds

@@ -92,7 +92,7 @@ def test_two_builds_with_a_script_are_byte_identical(stories: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("how", "error"), [("memory", OutOfResources), ("strange", MissingDependency)])
-def test_a_failed_engine_leaves_nothing(
+def test_a_failed_engine_leaves_no_bundle(
     stories: Path,
     tmp_path: Path,
     environment: Environment,
@@ -105,10 +105,10 @@ def test_a_failed_engine_leaves_nothing(
     folder.mkdir()
     with pytest.raises(error):
         built(options(stories, folder / "out", trtllm_python=environment.python))
-    assert not list(folder.iterdir())
+    check_only_the_checkpoint_is_left(folder)
 
 
-def test_an_interrupted_engine_leaves_nothing(
+def test_an_interrupted_engine_leaves_no_bundle(
     stories: Path, tmp_path: Path, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_TRTLLM", "hangs")
@@ -122,7 +122,15 @@ def test_an_interrupted_engine_leaves_nothing(
     asked = options(stories, folder / "out", trtllm_python=environment.python)
     with pytest.raises(KeyboardInterrupt):
         build(asked, progress=quiet, log=interrupt)
-    assert not list(folder.iterdir())
+    check_only_the_checkpoint_is_left(folder)
+
+
+def check_only_the_checkpoint_is_left(folder: Path) -> None:
+    """For the same command to go on with, not as a bundle."""
+    assert [path.name for path in folder.iterdir()] == [".out.partial"]
+    bundle = folder / ".out.partial" / "bundle"
+    assert (bundle / "model" / "rank0.safetensors").is_file()
+    assert not list(bundle.glob("*engine*"))
 
 
 def test_the_environment_is_checked_before_the_model_is_opened(tmp_path: Path, environment: Environment) -> None:

@@ -1,7 +1,6 @@
 """`edgeforge build`: a checkpoint becomes a verified bundle."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -89,6 +88,7 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @click.option("--force", is_flag=True, help="Replace an older bundle once the new one is complete.")
+@click.option("--fresh", is_flag=True, help="Start again, where an unfinished build of this bundle could go on.")
 @options.json_option
 @options.quiet_option
 def build(
@@ -111,14 +111,15 @@ def build(
     chunks: int,
     dry_run: bool,
     force: bool,
+    fresh: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Build a bundle for a target, and compare it with its original.
 
-    The bundle appears only when it is complete. It then answers the same text as the original, and the target's gate
-    decides: exit code 5 leaves the bundle, marked as failed in its report. Several targets are built in one pass over
-    the model.
+    The bundle appears only when it is complete. A build that was stopped, by whatever, goes on where it was when the
+    same command is given again. The bundle then answers the same text as the original, and the target's gate decides:
+    exit code 5 leaves it, marked as failed in its report. Several targets are built in one pass over the model.
 
     \b
     Examples:
@@ -134,7 +135,7 @@ def build(
     """
     from edgeforge import pipeline
     from edgeforge.cli.allocation import budget_of
-    from edgeforge.cli.output import check_destination, destinations
+    from edgeforge.cli.output import check_destination
     from edgeforge.cli.progress import Progress
 
     budget = budget_of(changes.scheme, max_bytes, max_divergence)
@@ -158,6 +159,8 @@ def build(
             budget=budget,
             trtllm_python=trtllm_python,
             trtllm_command=trtllm_command,
+            replace=force,
+            fresh=fresh,
         )
         for target, folder in zip(resolved, folders, strict=True)
     ]
@@ -168,10 +171,9 @@ def build(
             prepared = [_foreseen(*each, progress) for each in zip(asked, pipeline.prepare_all(asked), strict=True)]
         _show_plans(prepared, as_json)
         return
-    with destinations(folders, force=force) as fresh, Progress(quiet=quiet or as_json) as progress:
-        asked = [replace(each, out=folder) for each, folder in zip(asked, fresh, strict=True)]
+    with Progress(quiet=quiet or as_json) as progress:
         results = pipeline.build_all(asked, progress=progress, log=progress.log)
-    _show_results(results, folders, as_json)
+    _show_results(results, as_json)
 
 
 def _calibration(asked: str | None) -> Path | Literal["none"] | None:
@@ -266,17 +268,16 @@ def _plan_text(prepared: "Prepared") -> str:
     return f"{fields(pairs)}\n\n{allocation_text(told, tied=prepared.plan.architecture.tie_word_embeddings)}"
 
 
-def _show_results(results: Sequence["BuildResult"], folders: Sequence[Path], as_json: bool) -> None:
+def _show_results(results: Sequence["BuildResult"], as_json: bool) -> None:
     """Every result, then the first gate that failed."""
     from edgeforge.cli.console import emit_json
     from edgeforge.cli.report import build_document, build_text, check_gate
 
-    done = list(zip(results, folders, strict=True))
     if as_json:
-        found = [build_document(result, folder) for result, folder in done]
+        found = [build_document(result, result.bundle) for result in results]
         emit_json(found[0] if len(found) == 1 else {"builds": found})
     else:
-        click.echo("\n\n".join(build_text(result, folder) for result, folder in done))
-    for result, folder in done:
+        click.echo("\n\n".join(build_text(result, result.bundle) for result in results))
+    for result in results:
         if result.validation is not None:
-            check_gate(result.validation, folder)
+            check_gate(result.validation, result.bundle)

@@ -64,6 +64,9 @@ def run_guarded(command: click.Command, argv: Sequence[str], *, prog_name: str =
         if debug:
             traceback.print_exception(error)
         show_failure(failure)
+        if not isinstance(error, KeyboardInterrupt):  # whose sentence has them
+            for told in getattr(error, "__notes__", ()):
+                note(told)
         return failure.exit_code
 
 

@@ -1,8 +1,6 @@
-"""Where a bundle goes: the default folder, and taking the place of an older bundle."""
+"""Where a bundle goes: the default folder, and what may be there already."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from edgeforge.errors import UsageError
@@ -38,28 +36,3 @@ def check_destination(out: Path, *, force: bool) -> None:
     if force and out.is_symlink():
         raise UsageError(f"{out} is a link, so --force will not replace it", hint="name the folder it points to")
     bundle.check_destination(out, replace=force)
-
-
-@contextmanager
-def destinations(folders: Sequence[Path], *, force: bool) -> Iterator[list[Path]]:
-    """`destination` of several folders."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(destination(folder, force=force)) for folder in folders]
-
-
-@contextmanager
-def destination(out: Path, *, force: bool) -> Iterator[Path]:
-    """The folder to build into; with `force` and a bundle at `out`, that one stays until the new one is complete.
-
-    Raises as `check_destination` does.
-    """
-    from edgeforge import bundle
-
-    check_destination(out, force=force)
-    if not out.exists():
-        yield out
-        return
-    with bundle.staging_directory(out) as room:
-        fresh = room / out.name
-        yield fresh
-        bundle.publish_directory(fresh, out, replace=True)

@@ -1,7 +1,8 @@
 """The stages in order: checkpoint -> plan -> calibrate -> quantize -> compile -> package -> validate.
 
 The only module that chains stages. A build writes into a hidden folder beside its destination and renames it at the
-end, so a bundle is whole or not there. Several targets are built in one pass: the checkpoint is walked once.
+end, so a bundle is whole or not there; a build that was stopped goes on in that folder, by its journal. Several targets
+are built in one pass: the checkpoint is walked once.
 """
 
 import shutil
@@ -17,18 +18,22 @@ from typing import TYPE_CHECKING, Literal
 
 from edgeforge import backends
 from edgeforge import bundle as bundles
-from edgeforge.errors import MissingDependency, OutOfResources, UsageError
+from edgeforge.errors import MissingDependency, OutOfResources, UnusableInput, UsageError
 from edgeforge.hardware import Target, profile_to_json, target_to_json, with_algorithm
 from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
 from edgeforge.model.parity import make_parity, parity_text
+from edgeforge.model.placed_file import Extent
 from edgeforge.model.rotation import RotatedCheckpoint, rotated
 from edgeforge.pipeline import budget as budgeting
 from edgeforge.pipeline import calibrated, device, records, scales_file
 from edgeforge.pipeline.calibration import check_source, is_text, load_or_measure, part_of
-from edgeforge.pipeline.walk import Consumer, available_cores, walk
+from edgeforge.pipeline.checking import checked_sha256, extents_by_file
+from edgeforge.pipeline.journal import Journal
+from edgeforge.pipeline.resuming import asked_for, check_same
+from edgeforge.pipeline.walk import available_cores
+from edgeforge.pipeline.weights import Filling, fill, telling_what_is_left
 from edgeforge.planning import BuildPlan, apply_overrides, make_plan, weight_rows
 from edgeforge.quantization.calibration import EMPTY, Calibration
-from edgeforge.runtime.integrity import sha256_of
 from edgeforge.runtime.manifest import Determinism, EngineRecord, Manifest, ModelRecord, Requirements
 
 if TYPE_CHECKING:
@@ -60,6 +65,7 @@ class BuildOptions:
     `budget`: what the schemes of the linears are chosen under, instead of the target's.
     `trtllm_python`, `trtllm_command`: the environment whose
     trtllm-build makes the engine, by its Python or by a container command; None takes one from the PATH.
+    `replace`: an older bundle at `out`, once the new one is whole. `fresh`: forget what an unfinished build left there.
     """
 
     target: Target
@@ -76,6 +82,8 @@ class BuildOptions:
     budget: budgeting.Budget | None = None
     trtllm_python: Path | None = None
     trtllm_command: str | None = None
+    replace: bool = False
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,37 +208,82 @@ def build(options: BuildOptions, *, progress: Progress, log: Log = _unheard) -> 
 
 
 def build_all(options: Sequence[BuildOptions], *, progress: Progress, log: Log = _unheard) -> tuple[BuildResult, ...]:
-    """Build several targets of one model: each weight is read once, and each bundle appears once it is whole."""
+    """Build several targets of one model: each weight is read once, and each bundle appears once it is whole.
+
+    What a build that was stopped had finished is kept. UsageError where that was asked for something else.
+    """
     started = time.perf_counter()
     for each in options:
-        bundles.check_destination(each.out)
+        bundles.check_destination(each.out, replace=each.replace)
     prepared = prepare_all(options)
     _check_disk(options, prepared)
     with ExitStack() as stack:
-        stagings = [stack.enter_context(bundles.staging_directory(each.out)) for each in options]
+        places = [stack.enter_context(bundles.workplace(each.out)) for each in options]
+        for each, ready, place in zip(options, prepared, places, strict=True):
+            _check_unfinished(each, ready, place)
         prepared = _allocate(options[0], prepared, progress, log)
         for ready in prepared:
             _tell_untied(ready, log)
         prepared = _calibrate(options[0], prepared, progress, log)
-        _write_weights(options, prepared, stagings, progress)
+        fillings = [
+            _filling(each, ready, place, stack) for each, ready, place in zip(options, prepared, places, strict=True)
+        ]
+        stack.enter_context(telling_what_is_left(fillings))
+        _write_weights(options, prepared, fillings, places, progress)
         results = tuple(
-            _complete(each, ready, staging, started, progress, log)
-            for each, ready, staging in zip(options, prepared, stagings, strict=True)
+            _complete(each, ready, place, started, progress, log)
+            for each, ready, place in zip(options, prepared, places, strict=True)
         )
+        for each, place in zip(options, places, strict=True):
+            place.publish(replace=each.replace)
     for ready in prepared:
         if ready.learned is not None:
             ready.learned.discard()
     return results
 
 
+def _check_unfinished(options: BuildOptions, prepared: Prepared, place: bundles.Workplace) -> None:
+    """Before the work: an unfinished build in this place has to be the same, as far as that is known."""
+    if options.fresh:
+        place.clear()
+        shutil.rmtree(calibrated.state_folder(options.out), ignore_errors=True)
+        return
+    asked = asked_for(prepared.checkpoint, prepared.plan, exporter=options.exporter)
+    if options.budget is not None:
+        del asked["target"], asked["schemes"]  # which it chooses later
+    check_same(place.journal, options.out, asked)
+
+
+def _filling(options: BuildOptions, prepared: Prepared, place: bundles.Workplace, stack: ExitStack) -> Filling:
+    """An empty model/, or one with the weights of an unfinished build of the same."""
+    plan, calibration = prepared.plan, prepared.calibration
+    asked = asked_for(prepared.checkpoint, plan, exporter=options.exporter, calibration=calibration)
+    check_same(place.journal, options.out, asked)
+    place.open_bundle(backends.load(plan.target.backend).files(plan).weights)
+    folder = place.bundle / "model"
+    return Filling(
+        plan=plan,
+        calibration=calibration,
+        learned=prepared.learned,
+        folder=folder,
+        journal=stack.enter_context(Journal(place.journal, folder, asked)),
+    )
+
+
 def _complete(
-    options: BuildOptions, prepared: Prepared, staging: Path, started: float, progress: Progress, log: Log
+    options: BuildOptions,
+    prepared: Prepared,
+    place: bundles.Workplace,
+    started: float,
+    progress: Progress,
+    log: Log,
 ) -> BuildResult:
-    """Everything around the weights; the bundle is published, whatever its gate says."""
-    model = _write_model(options, prepared, staging, progress, log)
+    """Everything around the weights. The bundle counts, whatever its gate says."""
+    staging = place.bundle
+    model = _write_model(options, prepared, place, progress, log)
     manifest = _package(prepared, model, staging, progress)
     report = _validate(options, prepared, staging, progress) if options.validate else None
-    bundles.publish_directory(staging, options.out)
+    bundles.verify(staging, "quick")
     return BuildResult(
         bundle=options.out,
         plan=prepared.plan,
@@ -247,7 +300,8 @@ def _check_disk(options: Sequence[BuildOptions], prepared: Sequence[Prepared]) -
     for each, ready in zip(options, prepared, strict=True):
         folder = next(parent for parent in each.out.absolute().parents if parent.exists())
         copies = 1 if ready.builder is None else 2  # the checkpoint, and the engine made of it
-        wanted[folder] = wanted.get(folder, 0) + copies * ready.plan.disk_bytes
+        there = 0 if each.fresh else bundles.unfinished_bytes(each.out)
+        wanted[folder] = wanted.get(folder, 0) + max(0, copies * ready.plan.disk_bytes - there)
     for folder, size in wanted.items():
         free = shutil.disk_usage(folder).free
         if free < size:
@@ -323,52 +377,40 @@ def _learn(options: BuildOptions, prepared: Prepared, progress: Progress, log: L
 def _write_weights(
     options: Sequence[BuildOptions],
     prepared: Sequence[Prepared],
-    stagings: Sequence[Path],
+    fillings: Sequence[Filling],
+    places: Sequence[bundles.Workplace],
     progress: Progress,
 ) -> None:
-    """Fill every staging/model with the tokenizer and the weights, in one walk over the checkpoint."""
+    """Fill every model/ with the tokenizer and the weights. Of a checkpoint that turns out damaged, nothing is kept."""
     checkpoint = prepared[0].checkpoint
-    with ExitStack() as stack:
-        consumers, learned_names = [], tuple[str, ...]()
-        for each, ready, staging in zip(options, prepared, stagings, strict=True):
-            folder = staging / "model"
-            folder.mkdir()
-            for name, content in checkpoint.tokenizer.files.items():
-                (folder / name).write_bytes(content)
-            if each.exporter == "optimum":
-                continue
-            sink = backends.load(ready.plan.target.backend).sink(ready.plan, ready.calibration, folder)
-            put, scales = stack.enter_context(sink).put, ready.calibration.pre_quant_scales
-            if ready.learned is not None:
-                ready.learned.put_all(put)
-                learned_names = ready.learned.quantized.names
-            consumers.append(
-                Consumer(
-                    schemes=ready.plan.schemes,
-                    put=put,
-                    pre_quant_scales=scales,
-                    algorithm="rtn" if ready.plan.target.algorithm == "rtn" else "search",
-                )
-            )
-        if consumers:
-            threads = options[0].threads or available_cores()
-            walk(checkpoint, consumers, threads=threads, progress=partial(progress, "quantize"), skip=learned_names)
+    for filling in fillings:
+        for name, content in checkpoint.tokenizer.files.items():
+            (filling.folder / name).write_bytes(content)
+    own = [filling for each, filling in zip(options, fillings, strict=True) if each.exporter == "edgeforge"]
+    try:
+        fill(checkpoint, own, threads=options[0].threads, progress=progress)
+    except UnusableInput:
+        for place in places:
+            place.clear()
+        raise
 
 
-def _write_model(options: BuildOptions, prepared: Prepared, staging: Path, progress: Progress, log: Log) -> _Model:
-    """Complete staging/model with everything but the weights, which are there, and what the device needs beside it."""
-    plan, checkpoint, folder = prepared.plan, prepared.checkpoint, staging / "model"
+def _write_model(
+    options: BuildOptions, prepared: Prepared, place: bundles.Workplace, progress: Progress, log: Log
+) -> _Model:
+    """Complete model/ with everything but the weights, which are there, and what the device needs beside it."""
+    plan, checkpoint, folder = prepared.plan, prepared.checkpoint, place.bundle / "model"
     if options.exporter == "optimum":
         return _export(plan, checkpoint, folder, progress)
     backend = backends.load(plan.target.backend)
     files = backend.files(plan)
     origin = backends.Origin(config=checkpoint.config, generation=checkpoint.generation)
-    digests = _finish_while_hashing(
-        [folder / name for name in files.weights], partial(backend.finish, plan, origin, folder)
-    )
+    extents = extents_by_file(place.journal)
+    weights = {folder / name: extents.get(name, []) for name in files.weights}
+    digests = _finish_while_hashing(weights, partial(backend.finish, plan, origin, folder))
     needs = backend.requirements(plan)
     engine = device.complete(
-        plan, staging, needs.engine, prepared.builder, log=log, progress=partial(progress, "engine")
+        plan, place.bundle, needs.engine, prepared.builder, log=log, progress=partial(progress, "engine")
     )
     return _Model(
         record=records.model_record(plan, checkpoint, backend=plan.target.backend, files=files),
@@ -401,12 +443,12 @@ def _export(plan: BuildPlan, checkpoint: Checkpoint, folder: Path, progress: Pro
     )
 
 
-def _finish_while_hashing(weights: Sequence[Path], finish: Callable[[], object]) -> dict[str, str]:
+def _finish_while_hashing(weights: Mapping[Path, Sequence[Extent]], finish: Callable[[], object]) -> dict[str, str]:
     """The weights' hashes by their paths in the bundle. A large file takes a core for seconds, the rest another."""
     with ThreadPoolExecutor(available_cores()) as pool:
-        digests = [pool.submit(sha256_of, path) for path in weights]
+        digests = {path: pool.submit(checked_sha256, path, extents) for path, extents in weights.items()}
         finish()
-        return {f"model/{path.name}": digest.result() for path, digest in zip(weights, digests, strict=True)}
+        return {f"model/{path.name}": digest.result() for path, digest in digests.items()}
 
 
 def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progress) -> Manifest:

@@ -73,7 +73,7 @@ def learn(
 ) -> Learned:
     """Run the pass for the bundle `out`, or go on with it where it was stopped. `source`: what --calibration named."""
     samples = read_samples(checkpoint, source)
-    folder = out.absolute().parent / f".{out.name}.calibration"
+    folder = state_folder(out)
     quantized = quantize_layers(
         checkpoint,
         plan,
@@ -86,6 +86,11 @@ def learn(
         log=log,
     )
     return Learned(quantized=quantized, samples=samples, folder=folder)
+
+
+def state_folder(out: Path) -> Path:
+    """Where the pass for the bundle `out` keeps its finished layers."""
+    return out.absolute().parent / f".{out.name}.calibration"
 
 
 def recipe_of(plan: BuildPlan) -> Recipe:

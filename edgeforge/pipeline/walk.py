@@ -8,8 +8,8 @@ fused with it, which share the scale) are read twice, the second time from the o
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from edgeforge.backends import Rows
 from edgeforge.errors import UnusableInput
 from edgeforge.model.checkpoint import Checkpoint, LazyTensor
 from edgeforge.model.magnitude import largest
+from edgeforge.pipeline.journal import Piece
 from edgeforge.planning import fused_blocks
 from edgeforge.planning import lies_on as lies_on
 from edgeforge.quantization.quantize import Algorithm, quantize
@@ -39,13 +40,14 @@ AHEAD_ELEMENTS = 200_000_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consumer:
     """One bundle being built. `pre_quant_scales`: what the columns of a weight are divided by first, by its name.
-    `algorithm`: how codes are chosen (`quantize`).
+    `algorithm`: how codes are chosen (`quantize`). `finished`: the pieces that it has already.
     """
 
     schemes: Mapping[str, QuantizationScheme]
     put: Callable[[str, int, Rows], object]
     pre_quant_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     algorithm: Algorithm = "rtn"
+    finished: Container[Piece] = frozenset()
 
 
 class _Magnitude:
@@ -87,7 +89,7 @@ class _Piece:
 
     @property
     def weights(self) -> int:
-        return 0 if self.measures else (self.stop - self.start) * math.prod(self.tensor.shape[1:])
+        return 0 if self.measures else _weights(self.tensor, self.start, self.stop)
 
 
 def available_cores() -> int:
@@ -106,11 +108,14 @@ def walk(
     """Read, quantize and put every piece of the checkpoint, on `threads` workers. The first failure stops them all.
 
     Tensors without a scheme stay float; those in `skip` are left out. `progress(done, total)` counts weights, from the
-    workers.
+    workers; those that all consumers have count as done. When this returns or raises, nothing is being put any more.
     """
     left_out = frozenset(skip)
     names = [name for name in checkpoint.names if name not in left_out]
-    total, done = sum(math.prod(checkpoint.tensor(name).shape) for name in names), 0
+    tensors = [checkpoint.tensor(name) for name in names]
+    total = sum(math.prod(tensor.shape) for tensor in tensors)
+    missing = [(tensor, span) for tensor in tensors for span in _missing(tensor, consumers)]
+    done = before = total - sum(_weights(tensor, *span) for tensor, span in missing)
     pieces = _pieces(checkpoint, names, consumers)
     lock, stop = threading.Lock(), threading.Event()
 
@@ -128,30 +133,56 @@ def walk(
             progress(told, total)
 
     with ThreadPoolExecutor(threads + 1, thread_name_prefix="quantize") as pool:
-        workers = [pool.submit(_announce, checkpoint, lambda: done, stop), *(pool.submit(work) for _ in range(threads))]
+        ahead = pool.submit(_announce, missing, lambda: done - before, stop)
+        workers = [ahead, *(pool.submit(work) for _ in range(threads))]
         try:
             for worker in as_completed(workers):
                 worker.result()
         finally:
             stop.set()
+            _wait_for(workers)
 
 
-def _announce(checkpoint: Checkpoint, done: Callable[[], int], stop: threading.Event) -> None:
+def _wait_for(workers: Sequence[Future[None]]) -> None:
+    """Until each has put down its piece, a moment, and whoever presses Ctrl-C again waits it too: files close next."""
+    while True:
+        try:
+            wait(workers)
+        except KeyboardInterrupt:
+            continue
+        return
+
+
+def _announce(
+    missing: Iterable[tuple[LazyTensor, tuple[int, int]]], done: Callable[[], int], stop: threading.Event
+) -> None:
     """Tell the system what will be read next, AHEAD_ELEMENTS before the workers come to it."""
     told = 0
-    for name in checkpoint.names:
-        tensor = checkpoint.tensor(name)
-        for start, end in steps(tensor.shape):
-            while told - done() > AHEAD_ELEMENTS and not stop.wait(LOOK_AGAIN_S):
-                pass
-            if stop.is_set():
-                return
-            tensor.announce(start, end)
-            told += (end - start) * math.prod(tensor.shape[1:])
+    for tensor, span in missing:
+        while told - done() > AHEAD_ELEMENTS and not stop.wait(LOOK_AGAIN_S):
+            pass
+        if stop.is_set():
+            return
+        tensor.announce(*span)
+        told += _weights(tensor, *span)
+
+
+def _missing(tensor: LazyTensor, consumers: Sequence[Consumer]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the pieces that some consumer does not have."""
+    for start, stop in steps(tensor.shape):
+        piece = Piece(tensor.name, start, stop)
+        if any(piece not in consumer.finished for consumer in consumers):
+            yield start, stop
+
+
+def _weights(tensor: LazyTensor, start: int, stop: int) -> int:
+    return (stop - start) * math.prod(tensor.shape[1:])
 
 
 def _pieces(checkpoint: Checkpoint, wanted: Sequence[str], consumers: Sequence[Consumer]) -> Iterator[_Piece]:
-    """The wanted tensors in file order; before the first of a block whose magnitude is needed, it is measured."""
+    """What is missing of the wanted tensors, in file order; before the first of a block whose magnitude is needed, all
+    of it is measured.
+    """
     blocks: dict[str, Sequence[str]] = {}
     if any(scheme.needs_amax for consumer in consumers for scheme in consumer.schemes.values()):
         for block in fused_blocks(checkpoint.architecture):
@@ -159,14 +190,15 @@ def _pieces(checkpoint: Checkpoint, wanted: Sequence[str], consumers: Sequence[C
             blocks |= dict.fromkeys(names, names)
     measured: dict[str, Mapping[int, _Magnitude]] = {}
     for name in wanted:
-        if name in blocks and name not in measured:
+        spans = list(_missing(checkpoint.tensor(name), consumers))
+        if spans and name in blocks and name not in measured:
             members = [checkpoint.tensor(member) for member in blocks[name]]
             count = sum(1 for tensor in members for _ in steps(tensor.shape))
             found = {key: _Magnitude(count) for key in _keys(name, consumers)}
             measured |= dict.fromkeys(blocks[name], found)
             for tensor in members if found else ():
-                yield from _cut(tensor, found, measures=True)
-        yield from _cut(checkpoint.tensor(name), measured.get(name, {}), measures=False)
+                yield from _cut(tensor, steps(tensor.shape), found, measures=True)
+        yield from _cut(checkpoint.tensor(name), spans, measured.get(name, {}), measures=False)
 
 
 def _keys(name: str, consumers: Sequence[Consumer]) -> frozenset[int]:
@@ -184,13 +216,24 @@ def _key(consumer: Consumer, name: str) -> int:
 
 def steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """(start, stop) of the pieces that a tensor of this shape comes in."""
-    rows = shape[0]
-    step = max(1, PIECE_ELEMENTS // math.prod(shape[1:]) // ROWS_TOGETHER) * ROWS_TOGETHER
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+    step = _step(shape)
+    return ((start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
-def _cut(tensor: LazyTensor, magnitudes: Mapping[int, _Magnitude], *, measures: bool) -> Iterator[_Piece]:
-    for start, stop in steps(tensor.shape):
+def is_step(shape: tuple[int, ...], start: int, stop: int) -> bool:
+    """Whether a tensor of this shape comes in pieces of which (start, stop) is one."""
+    step = _step(shape)
+    return start % step == 0 and 0 <= start < shape[0] and stop == min(start + step, shape[0])
+
+
+def _step(shape: tuple[int, ...]) -> int:
+    return max(1, PIECE_ELEMENTS // math.prod(shape[1:]) // ROWS_TOGETHER) * ROWS_TOGETHER
+
+
+def _cut(
+    tensor: LazyTensor, spans: Iterable[tuple[int, int]], magnitudes: Mapping[int, _Magnitude], *, measures: bool
+) -> Iterator[_Piece]:
+    for start, stop in spans:
         yield _Piece(tensor=tensor, start=start, stop=stop, measures=measures, magnitudes=magnitudes)
 
 
@@ -227,6 +270,8 @@ def _place(piece: _Piece, consumers: Sequence[Consumer], stop: threading.Event) 
     rows: NDArray[np.float32] | None = None
     made: dict[tuple[QuantizationScheme | None, int, Algorithm], Rows] = {}
     for consumer in consumers:
+        if Piece(name, piece.start, piece.stop) in consumer.finished:
+            continue
         scheme, key = consumer.schemes.get(name), _key(consumer, name)
         kind = (scheme, key, consumer.algorithm)
         if kind not in made:
