@@ -1,6 +1,7 @@
 """Headless Chromium over its DevTools protocol, through two pipes: messages are JSON, each ended by a NUL byte."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -101,9 +102,9 @@ def chromium(profile: Path) -> Iterator[Page]:
     back, theirs_out = os.pipe()
 
     def as_3_and_4() -> None:  # where Chromium looks for them
-        kept = os.dup(theirs_out)
-        os.dup2(theirs_in, 3)
-        os.dup2(kept, 4)
+        kept = [fcntl.fcntl(file, fcntl.F_DUPFD, 10) for file in (theirs_in, theirs_out)]
+        os.dup2(kept[0], 3)
+        os.dup2(kept[1], 4)
 
     options = ["--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     process = subprocess.Popen(
