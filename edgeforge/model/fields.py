@@ -2,10 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from edgeforge.errors import UnusableInput
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -29,7 +32,18 @@ def parse_json(raw: bytes, where: str) -> dict[str, object]:
         raise UnusableInput(f"{where} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise UnusableInput(f"{where} must hold a JSON object, not {_kind(value)}")
+    check_text(raw, value, where)
     return value
+
+
+def check_text(raw: bytes, value: object, where: str) -> None:
+    """UnusableInput where a text in the JSON is none: half of a surrogate pair, which no file can be written with."""
+    if not _SURROGATE.search(raw):
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        raise UnusableInput(f"{where} holds half of a character", hint="fetch the file again") from None
 
 
 def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgeforge.errors import UnusableInput
+from edgeforge.model import fields
 from edgeforge.model.folder import Folder, LocalFolder
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def tokenizer_from(folder: Folder) -> TokenizerFiles:
     tokenizer = _load(files[TOKENIZER], folder.name)
     wanted = _bos_wanted_by_class(config)
     if wanted is not None and bos is not None and wanted != _adds_bos(tokenizer, bos):
-        _set_bos(tokenizer, bos if wanted else None)
+        _set_bos(tokenizer, bos if wanted else None, folder.name)
         files[TOKENIZER] = tokenizer.to_str(pretty=False).encode()
     complete = _completed(config, bos=bos, eos=eos, template=template)
     if complete != config or CONFIG not in files:
@@ -110,6 +111,7 @@ def _object(data: bytes, name: str, folder: str) -> dict[str, Json]:
         raise UnusableInput(f"{folder}/{name} is not JSON: {error}", hint="download the file again") from None
     if not isinstance(value, dict):
         raise UnusableInput(f"{folder}/{name} holds a {type(value).__name__} where an object was expected")
+    fields.check_text(data, value, f"{folder}/{name}")
     return value
 
 
@@ -170,12 +172,22 @@ def _adds_bos(tokenizer: "Tokenizer", bos: str) -> bool:
     return bool(with_special[:1] == [tokenizer.token_to_id(bos)] and with_special[1 : 1 + len(without)] == without)
 
 
-def _set_bos(tokenizer: "Tokenizer", bos: str | None) -> None:
+def _set_bos(tokenizer: "Tokenizer", bos: str | None, folder: str) -> None:
     from tokenizers.processors import TemplateProcessing
 
-    single, pair = ("$A", "$A $B") if bos is None else (f"{bos} $A", f"{bos} $A {bos}:1 $B:1")
-    special = [] if bos is None else [(bos, tokenizer.token_to_id(bos))]
-    tokenizer.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=special)
+    if bos is None:
+        tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+        return
+    number = tokenizer.token_to_id(bos)
+    try:
+        tokenizer.post_processor = TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"], special_tokens=[(bos, number)]
+        )
+    except (ValueError, TypeError):
+        raise UnusableInput(
+            f"{folder}/{CONFIG} names the BOS token {bos!r:.80}, which {TOKENIZER} does not have",
+            hint="download the files again",
+        ) from None
 
 
 def _load(data: bytes, owner: str) -> "Tokenizer":

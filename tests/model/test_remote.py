@@ -254,7 +254,7 @@ def test_a_missing_package_is_a_missing_dependency(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(known_implementations, "store", known)
     with pytest.raises(MissingDependency, match="Install no_such_package") as raised:
         open_checkpoint("store://bucket/model")
-    assert "pip install s3fs" in (raised.value.hint or "")
+    assert "edgeforge[s3]" in (raised.value.hint or "")
     with pytest.raises(UnusableInput, match="nowhere://x cannot be opened"):
         open_checkpoint("nowhere://x")
 
