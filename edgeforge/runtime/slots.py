@@ -85,6 +85,7 @@ class Slots:
         self._allocated = 0
         self._buffers: list[NDArray[np.generic] | Value] = []
         self._bindings: dict[tuple[int, int], Binding] = {}
+        self._places: dict[tuple[Binding, str], tuple[int, tuple[int, ...]]] = {}
         self._grow(1 if self.copies else slots)
 
     def feed(
@@ -136,6 +137,7 @@ class Slots:
         """Buffers for so many slots, [slots, KV, S, head_dim] for every past_key_values input."""
         shape, before = (slots, *self._shape), self._buffers
         self._bindings.clear()
+        self._places.clear()
         self._buffers = []
         for index, argument in enumerate(self._arguments):
             if self._device == "cpu":
@@ -179,9 +181,8 @@ class Slots:
         if len(rows) > 1:
             mask = (np.arange(total) < np.asarray(lengths)[:, None]).astype(np.int64)
         self._last_mask = mask  # alive until the run is over
-        # Bound at every step even where the pointer is the same: a CUDA session copies at this moment.
-        for name, array in (("input_ids", ids), ("attention_mask", mask)):
-            binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
+        self._bind_input(binding, "input_ids", ids)
+        self._bind_input(binding, "attention_mask", mask)
 
     def _bind_logits(self, binding: Binding, count: int, given: int, *, own: bool) -> NDArray[np.generic]:
         rows, vocabulary = count * given, self._logits.shape[1]
@@ -190,9 +191,22 @@ class Slots:
         logits = logits.reshape(count, given, vocabulary)
         if self._asks:
             self._from[0] = -given
-            binding.bind_input("logits_from", "cpu", 0, np.int64, (1,), self._from.ctypes.data)
-        binding.bind_output("logits", "cpu", 0, logits.dtype.type, logits.shape, logits.ctypes.data)
+            self._bind_input(binding, "logits_from", self._from)
+        if self._is_elsewhere(binding, "logits", logits):
+            binding.bind_output("logits", "cpu", 0, logits.dtype.type, logits.shape, logits.ctypes.data)
         return logits
+
+    def _bind_input(self, binding: Binding, name: str, array: NDArray[np.int64]) -> None:
+        # A CUDA session copies at this moment.
+        if self._is_elsewhere(binding, name, array) or self._device != "cpu":
+            binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
+
+    def _is_elsewhere(self, binding: Binding, name: str, array: NDArray[np.generic]) -> bool:
+        """Whether `name` was bound to another place, or in another shape; from now on it is bound there."""
+        place = (array.ctypes.data, array.shape)
+        is_elsewhere = self._places.get((binding, name)) != place
+        self._places[binding, name] = place
+        return is_elsewhere
 
 
 def one_context_bytes(model: ModelRecord) -> int:
