@@ -61,10 +61,13 @@ def explained(error: BaseException, where: str) -> EdgeForgeError | None:
 
 def is_missing(error: BaseException) -> bool:
     """Whether the failure says that there is no such file. (fsspec's http says so of every failure, with its cause.)"""
-    statuses = [status for status in map(_status, _causes(error)) if status is not None]
-    if error.__cause__ is None:
-        return isinstance(error, FileNotFoundError)
-    return isinstance(error, FileNotFoundError) and (404 in statuses or 410 in statuses)
+    if not isinstance(error, FileNotFoundError):
+        return False
+    causes = list(_causes(error))[1:]
+    statuses = [status for status in map(_status, causes) if status is not None]
+    if statuses:
+        return 404 in statuses or 410 in statuses
+    return all(isinstance(cause, (FileNotFoundError, LookupError)) for cause in causes)
 
 
 def missing_package(error: ImportError, where: str) -> MissingDependency:

@@ -1,5 +1,7 @@
 """`hf://org/name`: a repository of the hub read where it is, as its downloaded snapshot would be."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ import fsspec
 import pytest
 from huggingface_hub import constants, file_download
 from sharded import weights_bytes, write_sharded
-from test_remote import read_all
+from test_remote import digests, read_all
 
 from edgeforge.errors import UnusableInput
 from edgeforge.model.checkpoint import open_checkpoint
@@ -70,3 +72,26 @@ def test_what_the_hub_lacks_is_a_sentence(hub: FakeHub) -> None:
         open_checkpoint("hf://model")
     with pytest.raises(UnusableInput, match="two revisions"):
         open_checkpoint("hf://org/model@a", revision="b")
+
+
+def edgeforge(hub: FakeHub, tmp_path: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """The command line in a process of its own, which knows the hub by its environment variable."""
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "edgeforge.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_a_streamed_build_leaves_no_shard_on_the_disk(hub: FakeHub, sharded: Path, tmp_path: Path) -> None:
+    asked = ("build", "--target", "cpu", "--model", "org/model", "--context", 64, "--no-validate")
+    done = edgeforge(hub, tmp_path, *asked, "--stream-download", "--out", tmp_path / "streamed")
+    assert done.returncode == 0, done.stderr
+    assert hub.served_bytes <= 1.05 * weights_bytes(sharded)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert edgeforge(hub, tmp_path, *asked, "--out", tmp_path / "downloaded").returncode == 0
+    assert digests(tmp_path / "streamed") == digests(tmp_path / "downloaded")
+
+
+def test_only_a_hub_id_can_be_streamed(hub: FakeHub, sharded: Path, tmp_path: Path) -> None:
+    done = edgeforge(hub, tmp_path, "build", "--target", "cpu", "--model", sharded, "--stream-download")
+    assert done.returncode == 2
+    assert "--stream-download is for hub ids" in done.stderr
