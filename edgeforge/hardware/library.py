@@ -140,7 +140,7 @@ def _read(path: Path) -> Table:
         raise UnusableInput(f"cannot read {_spoken(path)}: {error.strerror}") from error
     except RecursionError:
         raise UnusableInput(f"{_spoken(path)} is nested too deeply to be a target or a profile") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # tomllib's, and those of texts and numbers that are none
         raise UnusableInput(f"{_spoken(path)} is not valid TOML: {error}") from error
 
 
