@@ -158,3 +158,25 @@ def test_a_body_that_does_not_come_is_not_waited_for(model: Model) -> None:
         slow.sendall(b"Content-Length: 100\r\n\r\n{")
         slow.settimeout(5)
         assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_a_key_with_many_requests_does_not_starve_another(model: Model) -> None:
+    with listening(model, slots=1, api_keys=("many", "few")) as server, ThreadPoolExecutor(8) as clients:
+        queue, ended = server.service.queue, []
+
+        def answer(key: str) -> None:
+            with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
+                client.completions.create(model="tiny", prompt="Hello", max_tokens=2, temperature=0)
+                ended.append(key)
+
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="many", max_retries=0) as client:
+            long = client.completions.create(model="tiny", prompt="Hi", max_tokens=4000, temperature=0, stream=True)
+            next(iter(long))
+            asking = [clients.submit(answer, "many") for _ in range(6)]
+            assert eventually(lambda: queue.waiting == 6)
+            asking.append(clients.submit(answer, "few"))
+            assert eventually(lambda: queue.waiting == 7)
+            long.close()
+            for each in asking:
+                each.result(timeout=30)
+        assert ended.index("few") <= 1
