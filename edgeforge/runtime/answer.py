@@ -32,8 +32,8 @@ def main(arguments: Sequence[str], *, bundle: Path) -> int:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         sys.stderr.close()
         return 0
-    except MemoryError:
-        sys.stderr.write("error: there is not enough memory for this model\n")
+    except MemoryError as error:
+        sys.stderr.write(f"error: {error or 'there is not enough memory for this model'}\n")
         return 8
 
 

@@ -16,6 +16,8 @@ from .errors import MissingRequirement, UnusableBundle
 from .requirements import ONNXRUNTIME, Device, import_package
 
 _PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# What onnxruntime says of memory that it did not get.
+OUT_OF_MEMORY = ("failed to allocate", "out of memory", "bad_alloc", "bad allocation")
 DTYPES: dict[str, type[np.float32] | type[np.float16]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -134,7 +136,7 @@ def _new_graph(path: Path, *, device: Device, threads: int | None) -> Graph:
     try:
         graph: Graph = ort.InferenceSession(str(path), options, providers=_providers(device))
     except Exception as error:  # onnxruntime raises a dozen classes that share no base but Exception
-        raise UnusableBundle(f"onnxruntime {ort.__version__} cannot open {path.name}: {_first_line(error)}") from error
+        raise _failure(f"onnxruntime {ort.__version__} cannot open {path.name}", error) from error
     if graph.get_providers()[0] != provider:
         raise MissingRequirement(
             f"{provider} could not be started: no NVIDIA driver, no device, or CUDA libraries that do not match",
@@ -150,10 +152,14 @@ def run(graph: Graph, binding: Binding) -> None:
     try:
         graph.run_with_iobinding(binding)
     except Exception as error:
-        reason = _first_line(error)
-        if "failed to allocate" in reason.lower() or "out of memory" in reason.lower():
-            raise MemoryError(reason) from error
-        raise UnusableBundle(f"onnxruntime stopped while it ran the model: {reason}") from error
+        raise _failure("onnxruntime stopped while it ran the model", error) from error
+
+
+def _failure(what: str, error: Exception) -> Exception:
+    reason = str(error).strip().split("\n")[0]
+    if any(words in reason.lower() for words in OUT_OF_MEMORY):
+        return MemoryError(f"there is not enough memory: {what} ({reason})")
+    return UnusableBundle(f"{what}: {reason}")
 
 
 def _providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
@@ -161,7 +167,3 @@ def _providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
         return [_PROVIDERS["cpu"]]
     # The next power of two, onnxruntime's default, could double what the plan promised for a large model.
     return [(_PROVIDERS["cuda"], {"device_id": "0", "arena_extend_strategy": "kSameAsRequested"}), _PROVIDERS["cpu"]]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

@@ -7,6 +7,7 @@ GroupQueryAttention writes the new positions in place. The runtime graph also ta
 logits of the tokens from there on (-1: the last one).
 """
 
+import math
 import mmap
 from collections.abc import Sequence
 from typing import Protocol
@@ -92,8 +93,7 @@ class Slots:
         self, first: int, rows: Sequence[Sequence[int]], wanted: int = 1, *, own: bool = False
     ) -> NDArray[np.float32]:
         slots = range(first, first + len(rows))
-        if slots[-1] >= self._allocated:
-            self._grow(min(max(2 * self._allocated, slots[-1] + 1), len(self.ids)))
+        self._grow_to(slots[-1])
         for slot, row in zip(slots, rows, strict=True):
             check_room(len(self.ids[slot]) + len(row), self.positions)
         binding = self._bindings.get((first, len(rows))) or self._bind(first, len(rows))
@@ -111,8 +111,7 @@ class Slots:
 
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Have `target`, which holds `start` tokens, go on with those of `source` up to `stop`."""
-        if target >= self._allocated:
-            self._grow(min(2 * self._allocated, len(self.ids)))
+        self._grow_to(target)
         for buffer in self._arrays():
             buffer[target, :, start:stop] = buffer[source, :, start:stop]
         self.ids[target].extend(self.ids[source][start:stop])
@@ -123,8 +122,7 @@ class Slots:
 
     def write(self, slot: int, ids: Sequence[int], values: NDArray[np.generic]) -> None:
         """Go on with `ids`, whose keys and values `read` gave."""
-        if slot >= self._allocated:
-            self._grow(min(max(2 * self._allocated, slot + 1), len(self.ids)))
+        self._grow_to(slot)
         start, stop = len(self.ids[slot]), len(self.ids[slot]) + len(ids)
         for buffer, value in zip(self._arrays(), values, strict=True):
             buffer[slot, :, start:stop] = value
@@ -133,26 +131,33 @@ class Slots:
     def _arrays(self) -> list[NDArray[np.generic]]:
         return [buffer for buffer in self._buffers if isinstance(buffer, np.ndarray)]
 
+    def _grow_to(self, slot: int) -> None:
+        if slot >= self._allocated:
+            self._grow(min(max(2 * self._allocated, slot + 1), len(self.ids)))
+
     def _grow(self, slots: int) -> None:
         """Buffers for so many slots, [slots, KV, S, head_dim] for every past_key_values input."""
-        shape, before = (slots, *self._shape), self._buffers
+        try:
+            grown = [self._buffer((slots, *self._shape), DTYPES[argument.type]) for argument in self._arguments]
+        except Exception as error:  # numpy's MemoryError, or what onnxruntime raises for a device
+            raise MemoryError(
+                f"there is not enough memory for the keys and values of {slots} sequences of {self.positions} tokens: "
+                "load with a smaller batch, or build with a shorter context"
+            ) from error
+        for after, before in zip(grown, self._arrays(), strict=False):
+            for slot, ids in enumerate(self.ids[: self._allocated]):
+                np.asarray(after)[slot, :, : len(ids)] = before[slot, :, : len(ids)]
         self._bindings.clear()
         self._places.clear()
-        self._buffers = []
-        for index, argument in enumerate(self._arguments):
-            if self._device == "cpu":
-                # Pages count once a token reaches them. np.zeros would ask for huge ones, which count whole.
-                dtype = np.dtype(DTYPES[argument.type])
-                array = np.frombuffer(mmap.mmap(-1, int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
-                for slot, ids in enumerate(self.ids[: self._allocated]):
-                    array[slot, :, : len(ids)] = np.asarray(before[index])[slot, :, : len(ids)]
-                self._buffers.append(array)
-            else:
-                ort = import_package("onnxruntime", self._device)
-                self._buffers.append(
-                    ort.OrtValue.ortvalue_from_shape_and_type(shape, DTYPES[argument.type], self._device, 0)
-                )
-        self._allocated = slots
+        self._buffers, self._allocated = grown, slots
+
+    def _buffer(self, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[np.generic] | Value:
+        if self._device == "cpu":
+            # Pages count once a token reaches them. np.zeros would ask for huge ones, which count whole.
+            return np.frombuffer(mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize), dtype).reshape(shape)
+        ort = import_package("onnxruntime", self._device)
+        value: Value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, self._device, 0)
+        return value
 
     def _bind(self, first: int, count: int) -> Binding:
         """A binding whose caches are those of `count` slots: each buffer as the past and the present of its layer."""
@@ -161,7 +166,7 @@ class Slots:
         for argument, buffer in zip(self._arguments, self._buffers, strict=True):
             dtype = DTYPES[argument.type]
             begin = buffer.ctypes.data if isinstance(buffer, np.ndarray) else buffer.data_ptr()
-            pointer = begin + first * int(np.prod(self._shape)) * np.dtype(dtype).itemsize
+            pointer = begin + first * math.prod(self._shape) * np.dtype(dtype).itemsize
             present = argument.name.replace("past_key_values", "present")
             binding.bind_input(argument.name, self._device, 0, dtype, shape, pointer)
             binding.bind_output(present, self._device, 0, dtype, shape, pointer)

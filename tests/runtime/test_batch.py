@@ -15,6 +15,7 @@ from edgeforge import runtime
 from edgeforge.runtime import batch, request, sampling
 from edgeforge.runtime.engine import OnnxEngine
 from edgeforge.runtime.errors import UnusableBundle
+from edgeforge.runtime.graph import open_graph
 from edgeforge.runtime.model import Model
 from edgeforge.runtime.slots import Caches, Slots
 from edgeforge.runtime.stream import Stream
@@ -224,6 +225,34 @@ def test_when_memory_ends_everyone_in_the_run_is_told_and_the_model_stays_usable
             with pytest.raises(MemoryError, match="not enough"):
                 list(stream)
     assert collect(ask(model, PROMPTS[0], 10))[0] == greedy_reference(PROMPTS[0], 10)
+
+
+def test_memory_for_more_sequences_that_is_not_there_is_a_sentence(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = runtime.load(tiny, threads=1, batch=2)
+    first = ask(model, PROMPTS[0], 10)
+    started = [next(first)]
+    with monkeypatch.context() as full:
+        full.setattr("edgeforge.runtime.slots.mmap.mmap", out_of_memory)
+        with pytest.raises(MemoryError, match="keys and values of 2 sequences of 64 tokens"):
+            next(ask(model, PROMPTS[2], 10))
+    assert ids_of([*started, *first]) == greedy_reference(PROMPTS[0], 10)
+
+
+def test_caches_that_cannot_be_copied_stay_where_they_are(tiny: Path, model: Model) -> None:
+    """As on a GPU: a hole between two sequences is computed along, and nothing of it is believed."""
+    graph = open_graph(tiny / "model/runtime.onnx", device="cpu", threads=1)
+    fixed = Slots(graph, model.manifest.model, "cpu", slots=3)
+    fixed.copies = False
+    alone = runtime.load(tiny, threads=1)
+    assert isinstance(alone._engine, OnnxEngine)
+    alone._engine._batch = batch.Batch(fixed, 0, exact=False)
+    counts = (40, 5, 40, 9, 12)
+    found = read_in_turns([ask(alone, prompt, count) for prompt, count in zip(PROMPTS, counts, strict=False)])
+    assert found == [greedy_reference(prompt, count) for prompt, count in zip(PROMPTS, counts, strict=False)]
+    again, last = collect(ask(alone, [*PROMPTS[2], *found[2], 1, 2], 6))
+    assert again == greedy_reference([*PROMPTS[2], *found[2], 1, 2], 6)
+    assert last.usage is not None
+    assert last.usage.reused_tokens == len(PROMPTS[2]) + 39
 
 
 def test_an_interrupted_step_can_be_taken_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

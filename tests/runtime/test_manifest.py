@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from tiny_bundle import make_engine_bundle
+from tiny_bundle import make_bundle, make_engine_bundle
 
 from edgeforge import bundle as bundle_package
 from edgeforge.bundle import manifest_to_json
@@ -151,6 +151,7 @@ def test_a_wrong_field_is_named_and_the_schema_refuses_it_too(
         ("engine", None, "engine is missing, with backend trtllm-engine"),
         ("engine", [], "engine must be an object"),
         ("model/graph", "model/config.json", "model.graph is not null, with backend trtllm-engine"),
+        ("model/runtime_graph", "model/config.json", "model.runtime_graph is not null, with backend trtllm-engine"),
         ("model/backend", "onnx", "model.graph is null, with backend onnx"),
         ("requirements/provider", "CPUExecutionProvider", "requirements.provider is not null"),
     ],
@@ -194,7 +195,17 @@ def test_a_newer_manifest_says_update(document: dict) -> None:
     assert "update" in (caught.value.hint or "")
 
 
+def test_a_bundle_from_before_there_was_a_runtime_graph_is_read_and_written_without(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "older", runtime_graph=False)
+    assert "runtime_graph" not in (bundle / "manifest.json").read_text()
+    manifest = read_manifest(bundle)
+    assert manifest.model.runtime_graph is None
+    assert manifest_from_json(manifest_to_json(manifest)) == manifest
+
+
 def test_a_model_file_that_is_not_listed_is_refused(document: dict, engine_document: dict) -> None:
+    with pytest.raises(UnusableBundle, match=r"model\.runtime_graph"):
+        manifest_from_json(change(document, "model/runtime_graph", "model/other.onnx"))
     with pytest.raises(UnusableBundle, match=r"model\.graph"):
         manifest_from_json(change(document, "model/graph", "model/other.onnx"))
     with pytest.raises(UnusableBundle, match=r"engine\.script is 'other.sh'"):
