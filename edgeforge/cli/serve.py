@@ -82,6 +82,11 @@ def byte_count(ctx: click.Context, param: click.Parameter, value: str | None) ->
     help="Memory for prompts that begin alike; 0 for none.  [default: one whole context]",
 )
 @click.option(
+    "--exact",
+    is_flag=True,
+    help="Greedy answers do not depend, by rounding, on who else is answered; slower for several at once.",
+)
+@click.option(
     "--allow-origin",
     "origins",
     multiple=True,
@@ -101,6 +106,7 @@ def serve(
     timeout_s: float,
     body_bytes: int,
     prefix_cache_bytes: int | None,
+    exact: bool,
     origins: tuple[str, ...],
     threads: int | None,
     device: Literal["cpu", "cuda"] | None,
@@ -127,7 +133,9 @@ def serve(
 
     bound = listen(host, port)  # before seconds go into loading
     is_loopback = ip_address(bound.getsockname()[0]).is_loopback
-    model = load(bundle, threads=threads, device=device, batch=batch, prefix_cache_bytes=prefix_cache_bytes)
+    model = load(
+        bundle, threads=threads, device=device, batch=batch, prefix_cache_bytes=prefix_cache_bytes, exact=exact
+    )
     model.warm_up()
     settings = Settings(
         name=name or bundle.resolve().name,

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/serve_json.py URL [--answers 100]
 
-Ten schemas of different kinds take turns, sampled at temperature 1 with another seed each time, in at most 120 tokens.
+Ten schemas of different kinds take turns, sampled at temperature 1 with another seed each time, in at most 80 tokens.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def verdict(client: openai.OpenAI, model: str, number: int) -> str:
         response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},
         temperature=1,
         seed=number,
-        max_tokens=120,
+        max_tokens=80,
     )
     said = answer.choices[0].message.content
     try:
