@@ -87,7 +87,8 @@ class EndingGuide:
         if end is None:
             self._look_at = self._left // 2
             return
-        spare = self._left - self._margin - len(end) - 1  # 1: end-of-text
+        end.append(self._guide.end_of_text)
+        spare = self._left - self._margin - len(end)
         self._look_at = self._left - max(spare // 2, 1)
         if spare <= 0:
             self._end = end

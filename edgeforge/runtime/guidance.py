@@ -74,6 +74,11 @@ class Guide:
         """Whether the answer is complete as it stands, though more may follow."""
         return self._matcher.is_accepting()
 
+    @property
+    def end_of_text(self) -> int:
+        """A token that ends the answer, where it may end."""
+        return self._vocabulary.eos_token
+
     def forced(self) -> list[int]:
         """The next tokens, where the form leaves no choice; none where it does."""
         return self._matcher.compute_ff_tokens()

@@ -17,6 +17,7 @@ ENDLESS = {
     "long text": {"type": "string", "minLength": 20},
     "anything": {"type": "object"},
     "list": {"type": "array", "items": {"type": "string", "pattern": "^[a-z]+@[a-z]+$"}},
+    "number": {"type": "number"},
     "numbers": {"type": "array", "items": {"type": "number", "minimum": 17}, "minItems": 3},
     "tree": {
         "$defs": {
@@ -63,7 +64,7 @@ def written(guide: EndingGuide | guidance.Guide, seed: int, limit: int, *, wants
 
 
 @pytest.mark.parametrize("name", [*SCHEMAS, *ENDLESS])
-@pytest.mark.parametrize("wants", ["", "xyz", "[{"])
+@pytest.mark.parametrize("wants", ["", "xyz", "[{", "1.e"])
 def test_whatever_the_model_wants_the_json_is_whole_within_its_limit(model: Model, name: str, wants: str) -> None:
     schema = (SCHEMAS | ENDLESS)[name]
     for seed in range(3):
