@@ -69,6 +69,7 @@ class OnnxEngine:
         self._prefix_cache_bytes = one_context_bytes(model) if prefix_cache_bytes is None else prefix_cache_bytes
         self._exact = exact
         self._opening = threading.RLock()
+        self._scoring = threading.Lock()
         self._batch: Batch | None = None
         self._decoder: Decoder | None = None
         self._scorer: Scorer | None = None
@@ -123,7 +124,7 @@ class OnnxEngine:
         )
 
     def score(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
-        with self._opening:
+        with self._scoring:
             if self._scorer is None:
                 self._scorer = Scorer(self._new_caches(scores=True))
             return self._scorer.score(ids, first)
