@@ -3,15 +3,14 @@
     python tests/benchmarks/serve_load.py artifacts/demo-cpu [--clients 32] [--seconds 300] [--json FILE]
 
 Each client asks its own question again and again, streamed and whole in turn, greedy; every answer is compared with the
-one that it got when it was alone. One that differs is counted as tipped (rounding, which --exact rules out), one that is
-nearer to another client's answer as mixed. Every eighth client leaves in the middle of its streams. A full queue (429) is waited
-out as Retry-After says. The server's memory is read every second from /proc; only the loopback interface is used.
+one that it got when it was alone. One that differs is counted as tipped (by rounding, which --exact rules out), one that
+is nearer to another client's answer as mixed. Every eighth client leaves in the middle of its streams. A full queue
+(429) is waited out as Retry-After says. The server's memory is read every second from /proc. Loopback only.
 """
 
 import argparse
 import asyncio
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import openai
@@ -109,7 +109,7 @@ def compare(number: int, said: str, alone: Sequence[str], seen: Seen) -> None:
     """Count an answer that is not the one which client `number` got alone, by what it looks like."""
 
     def shared(text: str) -> int:
-        return len(os.path.commonprefix([text, said]))
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, said, strict=False)))
 
     if said != alone[number]:
         seen.tipped += 1
