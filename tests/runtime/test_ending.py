@@ -111,3 +111,13 @@ def test_a_clone_has_the_rest_of_the_limit(model: Model) -> None:
     texts = [model.decode(written(guide, 1, 33, wants="x")) for guide in (first, second)]
     assert texts[0] == texts[1]
     json.loads('{"a": "' + texts[1])
+
+
+def test_what_is_complete_near_the_limit_ends_there(model: Model) -> None:
+    guide = EndingGuide(guidance.json_schema(model, {"type": "number"}), 12)
+    digits = 0
+    while guide.mask().sum() > 1:
+        guide.accept(model.encode("1")[0])
+        digits += 1
+        assert digits < 12
+    assert np.flatnonzero(guide.mask()).tolist() == [END]
