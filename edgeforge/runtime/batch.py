@@ -20,6 +20,9 @@ from .slots import PREFILL_CHUNK, Caches, Slots, shared_prefix
 
 # Of a prompt, where others wait for their next token meanwhile.
 SHARED_PREFILL_CHUNK = 128
+# Of a prompt, the last tokens are computed though they be known: the last one's logits are needed, and it is not run
+# alone, but in one run with others as if nothing were known.
+KEPT_BACK = 2
 
 
 class Batch:
@@ -80,9 +83,11 @@ class Batch:
             if slot is None:
                 return
             request = self._waiting.popleft()
-            self._running.append(request)
             request.slide()
-            self._place(request, slot)
+            request.slot = slot
+            with _blaming(request):
+                self._cut(slot, shared_prefix(self._caches.ids[slot], request.ids[:-KEPT_BACK]))
+                self._running.append(request)
 
     def _free_slot(self, ids: Sequence[int]) -> int | None:
         """The free slot whose tokens `ids` begin with; one that was in use before rather than more memory."""
@@ -101,44 +106,35 @@ class Batch:
     def _give_up(self, request: Request) -> int:
         """Take the slot from a request, which comes again when its reader does."""
         assert request.slot is not None, "it runs"
-        slot, request.slot, request.is_enlisted = request.slot, None, False
+        slot, request.slot = request.slot, None
+        request.is_enlisted = request.has_begun = False
         self._running.remove(request)
         return slot
 
-    def _place(self, request: Request, slot: int) -> None:
-        """Have the slot hold as much of the request's tokens as is known."""
-        # The last token must be computed, and not alone: as if nothing were known, in one run with others.
-        wanted = request.ids[:-2]
-        kept = shared_prefix(self._caches.ids[slot], wanted)
-        if self._slots is None:
-            self._caches.rewind(slot, kept)
-        else:
-            self._restore(self._slots, slot, wanted, kept)
-        if request.slot is None and not request.reused_tokens:
-            request.reused_tokens = len(self._caches.ids[slot])
-        request.slot = slot
+    def _cut(self, slot: int, kept: int) -> None:
+        """Forget what follows a slot's first `kept` tokens; the tree remembers it."""
+        slots, ids = self._slots, self._caches.ids[slot]
+        if slots is not None and len(ids) > kept:
+            self._tree.insert(ids, lambda start, stop: slots.read(slot, start, stop))
+        self._caches.rewind(slot, kept)
 
-    def _restore(self, slots: Slots, slot: int, wanted: Sequence[int], kept: int) -> None:
-        """Copy what another slot or the tree knows of `wanted`, beyond the `kept` tokens of this slot."""
-        shares = [shared_prefix(ids, wanted) for ids in slots.ids]
-        pieces = self._tree.find(wanted)
-        known = sum(len(ids) for ids, _ in pieces)
-        self._clear(slots, slot, kept)
-        if max(shares) > max(kept, known):
-            slots.copy(shares.index(max(shares)), slot, kept, max(shares))
-        elif known > kept:
-            at = 0
-            for ids, values in pieces:
-                skipped = max(len(slots.ids[slot]) - at, 0)
-                if skipped < len(ids):
-                    slots.write(slot, ids[skipped:], values[:, :, skipped:])
-                at += len(ids)
-
-    def _clear(self, slots: Slots, slot: int, kept: int) -> None:
-        """Forget what follows the first `kept` tokens; the tree remembers it."""
-        if len(slots.ids[slot]) > kept:
-            self._tree.insert(slots.ids[slot], lambda start, stop: slots.read(slot, start, stop))
-            slots.rewind(slot, kept)
+    def _recall(self, request: Request, slot: int) -> None:
+        """Copy what another slot or the tree knows of a prompt that is about to be read, beyond what its slot has."""
+        if self._slots is not None:
+            slots, wanted, kept = self._slots, request.ids[:-KEPT_BACK], len(self._slots.ids[slot])
+            shares = [shared_prefix(ids, wanted) for ids in slots.ids]
+            pieces = self._tree.find(wanted)
+            known = sum(len(ids) for ids, _ in pieces)
+            if max(shares) > max(kept, known):
+                slots.copy(shares.index(max(shares)), slot, kept, max(shares))
+            elif known > kept:
+                at = 0
+                for ids, values in pieces:
+                    skipped = max(len(slots.ids[slot]) - at, 0)
+                    if skipped < len(ids):
+                        slots.write(slot, ids[skipped:], values[:, :, skipped:])
+                    at += len(ids)
+        request.begin(known=len(self._caches.ids[slot]))
 
     def _close_ranks(self, slots: Slots, requests: Sequence[Request]) -> None:
         """Move the sequences that are decoded together side by side: one run computes a range of slots."""
@@ -150,7 +146,7 @@ class Batch:
                 return
             last = max(requests, key=lambda request: request.slot or 0)
             assert last.slot is not None
-            self._clear(slots, hole, 0)
+            self._cut(hole, 0)
             slots.copy(last.slot, hole, 0, len(slots.ids[last.slot]))
             slots.rewind(last.slot, 0)
             taken = taken - {last.slot} | {hole}
@@ -171,15 +167,21 @@ class Batch:
     def _read_a_prompt(self) -> None:
         """A piece of the oldest prompt that is not read yet; its first token, where that was the last piece."""
         for request in self._running:
-            missing = self._missing(request)
-            if len(missing) > 1:
-                size = PREFILL_CHUNK if len(self._running) == 1 else SHARED_PREFILL_CHUNK
-                piece = missing[: size - (len(missing) == size + 1)]  # no last piece of a single token
+            if len(self._missing(request)) > 1:
                 with _blaming(request):
-                    logits = self._feed(request, piece)
-                    if len(piece) == len(missing):
-                        request.take(logits, ())
+                    self._read_a_piece(request)
                 return
+
+    def _read_a_piece(self, request: Request) -> None:
+        assert request.slot is not None, "it runs"
+        if not request.has_begun:
+            self._recall(request, request.slot)
+        missing = self._missing(request)
+        size = PREFILL_CHUNK if len(self._running) == 1 else SHARED_PREFILL_CHUNK
+        piece = missing[: size - (len(missing) == size + 1)]  # no last piece of a single token
+        logits = self._feed(request, piece)
+        if len(piece) == len(missing):
+            request.take(logits, ())
 
     def _decode(self) -> None:
         """A token for every sequence that has its prompt read; more where guesses come true."""

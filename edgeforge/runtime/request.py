@@ -38,6 +38,7 @@ class Request:
         self.ids = list(prompt)
         self.slot: int | None = None
         self.is_enlisted = False
+        self.has_begun = False
         self.reused_tokens = 0
         self.outcome: FinishReason | Exception | None = None
         self._options = options
@@ -66,6 +67,12 @@ class Request:
 
     def cancel(self) -> None:
         self._given_up = True
+
+    def begin(self, *, known: int) -> None:
+        """Its prompt is read from now on, but for `known` tokens."""
+        self.has_begun = True
+        if self._count == 0:
+            self.reused_tokens = known
 
     @property
     def is_behind(self) -> bool:

@@ -129,6 +129,21 @@ def test_answers_to_one_prompt_share_it(tiny: Path, monkeypatch: pytest.MonkeyPa
     assert sum(counts) <= 30 + 3 * 2 + 4 * 6
 
 
+def test_answers_that_are_asked_for_at_the_same_time_read_their_prompt_once(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = runtime.load(tiny, threads=1, batch=4)
+    counts = fed(model, monkeypatch)
+    prompt = list(range(30))
+    streams = [model.generate(prompt, max_new_tokens=6, ignore_eos=True) for _ in range(4)]
+    assert isinstance(model._engine, OnnxEngine)
+    for stream in streams:
+        model._engine.batch._arrived.append(stream._generation)  # type: ignore[arg-type]
+        stream._generation.is_enlisted = True  # type: ignore[attr-defined]
+    assert [collect(stream)[0] for stream in streams] == 4 * [greedy_reference(prompt, 6)]
+    assert sum(counts) <= 30 + 3 * 2 + 4 * 6
+
+
 def test_without_a_budget_only_the_slot_remembers(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = runtime.load(tiny, threads=1, prefix_cache_bytes=0)
     counts = fed(model, monkeypatch)
