@@ -1,5 +1,7 @@
 """The decoder's logits are the model's, however the tokens are fed; the scorer's are the same for every token."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,19 @@ def test_a_graph_that_is_not_the_manifests_is_refused(tmp_path: Path, model: Mod
     record = runtime.read_manifest(deeper).model
     with pytest.raises(UnusableBundle, match=r"past_key_values\.2\.key"):
         Slots(graph, record, "cpu", slots=1)
+
+
+def test_models_of_one_bundle_share_its_weights_until_nobody_needs_them(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "shared") / "model/runtime.onnx"
+    first = open_graph(path, device="cpu", threads=1)
+    assert open_graph(path, device="cpu", threads=1) is first
+    assert open_graph(path, device="cpu", threads=2) is not first
+    path.touch()
+    assert open_graph(path, device="cpu", threads=1) is not first
+    gone = weakref.ref(first)
+    del first
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_file_that_is_no_graph_is_refused_in_a_sentence(tmp_path: Path) -> None:
