@@ -2,6 +2,7 @@
 
 .NAME.partial/lock       held while a process builds here; the kernel lets go of it when that ends, however it ends
 .NAME.partial/journal    what is finished (`edgeforge.pipeline.journal`); without one, nothing is left to go on with
+.NAME.partial/scales-*   measured scales of activations (`edgeforge.pipeline.scales_file`)
 .NAME.partial/bundle/    the bundle to be, renamed to its destination when it is whole
 .NAME.partial/replaced/  an older bundle, for the moment in which the new one takes its place
 """
@@ -92,7 +93,8 @@ class Workplace:
 
 @contextmanager
 def workplace(destination: Path) -> Iterator[Workplace]:
-    """The folder of the bundle `destination`, for this process alone; afterwards it stays only if it has a journal.
+    """The folder of the bundle `destination`, for this process alone. Afterwards it stays where a journal and what it
+    tells of are there to go on with.
 
     UsageError where another process has it.
     """
@@ -100,10 +102,13 @@ def workplace(destination: Path) -> Iterator[Workplace]:
     descriptor = _locked(place)
     try:
         place.settle()
-        yield place
+        try:
+            yield place
+        finally:
+            place.settle()  # before all else: it may hold an older bundle
+            if not (place.journal.exists() and place.bundle.exists()):
+                shutil.rmtree(place.folder, ignore_errors=True)
     finally:
-        if not place.journal.exists():
-            shutil.rmtree(place.folder, ignore_errors=True)
         os.close(descriptor)
 
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeforge import backends
+from edgeforge import __version__, backends
 from edgeforge import bundle as bundles
 from edgeforge.errors import MissingDependency, OutOfResources, UnusableInput, UsageError
 from edgeforge.hardware import Target, profile_to_json, target_to_json, with_algorithm
@@ -27,7 +27,7 @@ from edgeforge.model.rotation import RotatedCheckpoint, rotated
 from edgeforge.pipeline import budget as budgeting
 from edgeforge.pipeline import calibrated, device, records, scales_file
 from edgeforge.pipeline.calibration import check_source, is_text, load_or_measure, part_of
-from edgeforge.pipeline.checking import checked_sha256, extents_by_file
+from edgeforge.pipeline.checking import check_stored, checked_sha256, extents_by_file
 from edgeforge.pipeline.journal import Journal
 from edgeforge.pipeline.resuming import asked_for, check_same
 from edgeforge.pipeline.walk import available_cores
@@ -224,7 +224,7 @@ def build_all(options: Sequence[BuildOptions], *, progress: Progress, log: Log =
         prepared = _allocate(options[0], prepared, progress, log)
         for ready in prepared:
             _tell_untied(ready, log)
-        prepared = _calibrate(options[0], prepared, progress, log)
+        prepared = _calibrate(options[0], prepared, places[0], progress, log)
         fillings = [
             _filling(each, ready, place, stack) for each, ready, place in zip(options, prepared, places, strict=True)
         ]
@@ -343,22 +343,29 @@ def _allocate(
 
 
 def _calibrate(
-    options: BuildOptions, prepared: Sequence[Prepared], progress: Progress, log: Log
+    options: BuildOptions, prepared: Sequence[Prepared], place: bundles.Workplace, progress: Progress, log: Log
 ) -> tuple[Prepared, ...]:
     """One pass of calibration text for all targets that need it, or what a file of scales says."""
     learned = _learn(options, prepared[0], progress, log) if prepared[0].plan.reads_text else None
-    calibration = _scales(options, prepared, progress) if learned is None else learned.calibration
+    calibration = _scales(options, prepared, place, progress) if learned is None else learned.calibration
     if options.save_calibration is not None and calibration is not EMPTY:
         scales_file.save(calibration, options.save_calibration, fingerprint=prepared[0].checkpoint.fingerprint)
     return tuple(replace(ready, calibration=part_of(calibration, ready.plan), learned=learned) for ready in prepared)
 
 
-def _scales(options: BuildOptions, prepared: Sequence[Prepared], progress: Progress) -> Calibration:
+def _scales(
+    options: BuildOptions, prepared: Sequence[Prepared], place: bundles.Workplace, progress: Progress
+) -> Calibration:
     measured = any(ready.plan.calibrates for ready in prepared)
     has_scales = options.calibration is not None and not is_text(options.calibration)
     if options.calibration == "none" or not (measured or has_scales):
         return EMPTY
-    return load_or_measure(prepared[0].checkpoint, options.calibration, progress=partial(progress, "calibrate"))
+    return load_or_measure(
+        prepared[0].checkpoint,
+        options.calibration,
+        progress=partial(progress, "calibrate"),
+        kept=place.folder / f"scales-{__version__}{scales_file.SUFFIX}",
+    )
 
 
 def _learn(options: BuildOptions, prepared: Prepared, progress: Progress, log: Log) -> calibrated.Learned:
@@ -408,6 +415,7 @@ def _write_model(
     extents = extents_by_file(place.journal)
     weights = {folder / name: extents.get(name, []) for name in files.weights}
     digests = _finish_while_hashing(weights, partial(backend.finish, plan, origin, folder))
+    check_stored(plan, folder)
     needs = backend.requirements(plan)
     engine = device.complete(
         plan, place.bundle, needs.engine, prepared.builder, log=log, progress=partial(progress, "engine")

@@ -111,15 +111,25 @@ def part_of(calibration: Calibration, plan: BuildPlan) -> Calibration:
     return calibration
 
 
-def load_or_measure(checkpoint: Checkpoint, source: Path | None, *, progress: Progress) -> Calibration:
+def load_or_measure(
+    checkpoint: Checkpoint, source: Path | None, *, progress: Progress, kept: Path | None = None
+) -> Calibration:
     """The figures of a scales file, or measured on the text of `source` (None: the package's own).
 
+    `kept`: a scales file that measured figures go to, and come from the next time that they are of the same text.
     `progress` gets (layers done, layers in all). Raises UnusableInput: a file that is neither, too little text, scales
     of another model, activations that are not finite.
     """
     if source is not None and _is_scales_file(source):
         return scales_file.load(source, checkpoint)
-    return measure(checkpoint, read_tokens(checkpoint, source), progress=progress)
+    tokens = read_tokens(checkpoint, source)
+    known = None if kept is None else scales_file.known(kept, checkpoint, tokens.text_sha256)
+    if known is not None:
+        return known
+    found = measure(checkpoint, tokens, progress=progress)
+    if kept is not None:
+        scales_file.save(found, kept, fingerprint=checkpoint.fingerprint)
+    return found
 
 
 def measure(checkpoint: Checkpoint, tokens: CalibrationTokens, *, progress: Progress) -> Calibration:

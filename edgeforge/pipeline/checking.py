@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from edgeforge import backends
 from edgeforge.errors import IntegrityError
 from edgeforge.model.placed_file import Extent
 from edgeforge.pipeline.journal import read_entries
+from edgeforge.planning import BuildPlan
 
 BLOCK_BYTES = 1 << 20
 BEHIND = 4
@@ -35,6 +37,15 @@ def checked_sha256(path: Path, extents: Sequence[Extent]) -> str:
         for extent, hashed in behind:
             _compare(path, extent, hashed)
     return digest.hexdigest()
+
+
+def check_stored(plan: BuildPlan, model: Path) -> None:
+    """The headers of the files in `model` name every tensor of the plan, in its type and shape; UnusableInput.
+
+    ONNX's data has no header: its graphs are made of the same layout, and the file has its size.
+    """
+    if plan.target.backend != "onnx":
+        backends.load_readable(plan.target.backend).read_back(plan, model)
 
 
 def _sha256(content: bytes) -> str:

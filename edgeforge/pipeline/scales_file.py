@@ -72,6 +72,15 @@ def load(path: Path, checkpoint: Checkpoint) -> Calibration:
     )
 
 
+def known(path: Path, checkpoint: Checkpoint, text_sha256: str) -> Calibration | None:
+    """The figures in `path`, where it is there and they were measured with this checkpoint on this text."""
+    try:
+        found = load(path, checkpoint) if path.exists() else None
+    except UnusableInput:
+        return None
+    return found if found is not None and found.text_sha256 == text_sha256 else None
+
+
 def _cache(layer: int) -> tuple[str, str]:
     return f"layers.{layer}.k_amax", f"layers.{layer}.v_amax"
 

@@ -21,8 +21,9 @@ from edgeforge.model import positional
 from edgeforge.model.placed_file import PlacedFile
 from edgeforge.model.safetensors import open_directory
 from edgeforge.pipeline import BuildOptions, build, build_all, checking, resolve_target, walk
+from edgeforge.pipeline.calibration_source import CalibrationTokens
 from edgeforge.pipeline.journal import read_entries
-from edgeforge.pipeline.scales_file import save
+from edgeforge.pipeline.scales_file import load, save
 from edgeforge.quantization.calibration import Calibration
 from edgeforge.runtime import verify
 
@@ -187,6 +188,24 @@ def test_where_nothing_was_finished_nothing_is_left(
         build(asked(stories, tmp_path / "out"), progress=quiet)
     assert not hasattr(caught.value, "__notes__")
     assert os.listdir(tmp_path) == []
+
+
+def test_scales_are_measured_once(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = load(made_up_scales(stories, tmp_path / "scales.safetensors"), open_directory(stories))
+    runs = []
+
+    def measure(checkpoint: object, tokens: CalibrationTokens, *, progress: object) -> Calibration:
+        runs.append(tokens)
+        return replace(measured, text_sha256=tokens.text_sha256)
+
+    monkeypatch.setattr("edgeforge.pipeline.calibration.measure", measure)
+    (tmp_path / "place").mkdir()
+    options = asked(stories, tmp_path / "place" / "out", "modelopt", calibration=None)
+    stopped(options)
+    build(options, progress=quiet)
+    assert len(runs) == 1
+    build(replace(options, replace=True), progress=quiet)
+    assert len(runs) == 2  # nothing of the first is left
 
 
 def test_what_was_packaged_before_the_stop_is_packaged_again(
