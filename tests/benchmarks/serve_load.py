@@ -3,8 +3,8 @@
     python tests/benchmarks/serve_load.py artifacts/demo-cpu [--clients 32] [--seconds 300] [--json FILE]
 
 Each client asks its own question again and again, streamed and whole in turn, greedy; every answer is compared with the
-one that it got when it was alone. One that differs is counted as tipped (by rounding, which --exact rules out), one that
-is nearer to another client's answer as mixed. Every eighth client leaves in the middle of its streams. A full queue
+one that it got when it was alone. One that differs counts as tipped (by rounding, which --exact rules out), one that is
+nearer to another client's answer as mixed. Every eighth client leaves in the middle of its streams. A full queue
 (429) is waited out as Retry-After says. The server's memory is read every second from /proc. Loopback only.
 """
 
