@@ -87,9 +87,11 @@ def bench(
     """
     from edgeforge.cli.console import emit_json
     from edgeforge.cli.progress import Progress
+    from edgeforge.runtime.variants import bundle_in
     from edgeforge.validation.bench import bench as measure_bundle
     from edgeforge.validation.bench import cases_of, report_to_json, write_bench
 
+    bundle = bundle_in(bundle)
     with Progress(quiet=quiet or as_json) as progress:
         report = measure_bundle(
             bundle,

@@ -88,7 +88,7 @@ def bench(
     figures = tuple(_figures(found, manifest, traffic, limits, new_tokens) for found in measured)
     return BenchReport(
         edgeforge_version=__version__,
-        manifest_sha256=hashlib.sha256((model.bundle / "manifest.json").read_bytes()).hexdigest(),
+        manifest_sha256=hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
         target=str(manifest.target["name"]),
         device=model.device,
         new_tokens=new_tokens,
@@ -136,9 +136,7 @@ def write_bench(report: BenchReport, bundle: Path) -> Path:
 
 def _open(bundle: Path, cases: Sequence[Case], new_tokens: int, threads: int | None, device: Device | None) -> "Model":
     from edgeforge import runtime
-    from edgeforge.runtime.variants import bundle_in
 
-    bundle = bundle_in(bundle)
     most = max(case.batch for case in cases)
     model = runtime.load(
         bundle,
