@@ -105,8 +105,7 @@ class Batch:
 
     def _give_up(self, request: Request) -> int:
         """Take the slot from a request, which comes again when its reader does."""
-        assert request.slot is not None, "it runs"
-        slot, request.slot = request.slot, None
+        slot, request.slot = _slot(request), None
         request.is_enlisted = request.has_begun = False
         self._running.remove(request)
         return slot
@@ -138,30 +137,28 @@ class Batch:
 
     def _close_ranks(self, slots: Slots, requests: Sequence[Request]) -> None:
         """Move the sequences that are decoded together side by side: one run computes a range of slots."""
-        taken = {request.slot for request in self._running}
+        taken = {_slot(request) for request in self._running}
         while True:
-            inner = range(min(r.slot or 0 for r in requests), max(r.slot or 0 for r in requests))
+            last = max(requests, key=_slot)
+            inner = range(min(map(_slot, requests)), _slot(last))
             hole = next((slot for slot in inner if slot not in taken), None)
             if hole is None:
                 return
-            last = max(requests, key=lambda request: request.slot or 0)
-            assert last.slot is not None
             self._cut(hole, 0)
-            slots.copy(last.slot, hole, 0, len(slots.ids[last.slot]))
-            slots.rewind(last.slot, 0)
-            taken = taken - {last.slot} | {hole}
+            slots.copy(_slot(last), hole, 0, len(slots.ids[_slot(last)]))
+            slots.rewind(_slot(last), 0)
+            taken = taken - {_slot(last)} | {hole}
             last.slot = hole
 
     # computing
 
     def _missing(self, request: Request) -> list[int]:
         """The tokens that must be fed before the next one can be chosen; more than one: its prompt is not read yet."""
-        assert request.slot is not None, "it runs"
-        held = self._caches.ids[request.slot]
+        held = self._caches.ids[_slot(request)]
         if request.slide():
-            self._caches.rewind(request.slot, shared_prefix(held, request.ids[:-1]))
+            self._caches.rewind(_slot(request), shared_prefix(held, request.ids[:-1]))
         if len(held) >= len(request.ids):  # a step was interrupted behind the run
-            self._caches.rewind(request.slot, len(request.ids) - 1)
+            self._caches.rewind(_slot(request), len(request.ids) - 1)
         return request.ids[len(held) :]
 
     def _read_a_prompt(self) -> None:
@@ -173,9 +170,8 @@ class Batch:
                 return
 
     def _read_a_piece(self, request: Request) -> None:
-        assert request.slot is not None, "it runs"
         if not request.has_begun:
-            self._recall(request, request.slot)
+            self._recall(request, _slot(request))
         missing = self._missing(request)
         size = PREFILL_CHUNK if len(self._running) == 1 else SHARED_PREFILL_CHUNK
         piece = missing[: size - (len(missing) == size + 1)]  # no last piece of a single token
@@ -202,33 +198,33 @@ class Batch:
 
     def _verify(self, request: Request, guesses: Sequence[int]) -> None:
         """Compute what follows the last token and each guess, in a run of its own."""
-        assert request.slot is not None, "it runs"
         tokens = request.ids[-1:]
         if not guesses:
             tokens = request.ids[-2:]
-            self._caches.rewind(request.slot, len(request.ids) - len(tokens))
+            self._caches.rewind(_slot(request), len(request.ids) - len(tokens))
         request.take(self._feed(request, [*tokens, *guesses], 1 + len(guesses)), guesses)
-        self._caches.rewind(request.slot, len(request.ids) - 1)
+        self._caches.rewind(_slot(request), len(request.ids) - 1)
 
     def _decode_together(self, requests: Sequence[Request]) -> None:
         if self._slots is not None:
             self._close_ranks(self._slots, requests)
-        by_slot = {request.slot: request for request in requests}
-        first, last = (
-            min(slot for slot in by_slot if slot is not None),
-            max(slot for slot in by_slot if slot is not None),
-        )
+        by_slot = {_slot(request): request for request in requests}
+        first, last = min(by_slot), max(by_slot)
         rows = [by_slot[slot].ids[-1:] if slot in by_slot else [] for slot in range(first, last + 1)]
         logits = self._caches.feed(first, rows)
         for slot, request in by_slot.items():
             with _blaming(request):
-                request.take(logits[(slot or 0) - first], ())
+                request.take(logits[slot - first], ())
 
     def _feed(self, request: Request, tokens: Sequence[int], wanted: int = 1) -> NDArray[np.float32]:
         """Logits float32 [wanted, V] of the last tokens."""
-        assert request.slot is not None, "it runs"
-        logits: NDArray[np.float32] = self._caches.feed(request.slot, [tokens], wanted)[0]
+        logits: NDArray[np.float32] = self._caches.feed(_slot(request), [tokens], wanted)[0]
         return logits
+
+
+def _slot(request: Request) -> int:
+    assert request.slot is not None, "it runs"
+    return request.slot
 
 
 @contextmanager

@@ -96,7 +96,13 @@ def open_engine(
     program, version = choose(bundle, manifest, installed_version, lambda: visible(gpus()))
     ours = {facts.package for facts in PROGRAMS.values()}
     check_packages({name: least for name, least in packages.items() if name not in ours}, "cuda")
-    from .llm_engine import LlmEngine, open_program
+    try:
+        from .llm_engine import LlmEngine, open_program
+    except ModuleNotFoundError:
+        raise MissingRequirement(
+            f"this runtime came with a bundle for onnxruntime, and has no adapter to {PROGRAMS[program].title}",
+            hint=f"import the runtime that {bundle} brings along",
+        ) from None
 
     return LlmEngine(open_program(program, version, bundle, manifest), manifest.model.context_length)
 
