@@ -32,5 +32,6 @@ def test_openais_client_for_node_is_at_home(packages: Path, live: Live, model: M
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
+    assert seen["tokens"] == 12
     hello = [{"role": "user", "content": "Hello"}]
     assert seen["chat"] == "".join(chunk.text for chunk in model.chat(hello, max_new_tokens=12, temperature=0))
