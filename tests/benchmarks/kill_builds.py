@@ -25,6 +25,7 @@ KINDS: Mapping[str, Sequence[str]] = {
     "onnx": ("--target", "cpu"),
     "modelopt": ("--target", "h100", "--scheme", "fp8", "--kv-cache", "bf16", "--calibration", "none"),
 }
+FIRST_PACKAGED = ("model.onnx", "config.json")
 WAIT_S = 600
 
 
@@ -88,7 +89,7 @@ def stage_at_death(out: Path) -> str:
         return "after the rename"
     if (bundle / "manifest.json").exists():
         return "sealing"
-    if (bundle / "runtime").exists() or list((bundle / "model").glob("*config.json")):
+    if any((bundle / "model" / name).exists() for name in FIRST_PACKAGED):
         return "packaging"
     return "weights" if (bundle.parent / "journal").exists() else "before the weights"
 
