@@ -23,6 +23,13 @@ def byte_count(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return int(float(read[1]) * UNITS[read[2]])
 
 
+def printable(ctx: click.Context, param: click.Parameter, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Keys that a header can carry."""
+    if not all(re.fullmatch(r"[!-~]+", key) for key in keys):
+        raise click.BadParameter("a key is one or more printable ASCII characters without spaces")
+    return keys
+
+
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="NAME", help="Address to listen at.")
@@ -33,6 +40,7 @@ def byte_count(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "--api-key",
     "api_keys",
     multiple=True,
+    callback=printable,
     envvar="EDGEFORGE_API_KEY",
     show_envvar=True,
     metavar="KEY",

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from edgeforge.cli.serve import serve
 
 SERVE = [sys.executable, "-m", "edgeforge.cli", "serve"]
 
@@ -120,10 +123,13 @@ def test_without_its_packages_it_says_how_to_install_them(tiny: Path, tmp_path: 
 
 @pytest.mark.parametrize("size", ["many", "4 TB", "-1", "1.5.5MB"])
 def test_a_size_that_is_none_is_a_usage_error(tiny: Path, size: str) -> None:
-    from click.testing import CliRunner
-
-    from edgeforge.cli.serve import serve
-
     done = CliRunner().invoke(serve, [str(tiny), f"--max-body={size}"])
     assert done.exit_code == 2
     assert "is not a size" in done.output
+
+
+@pytest.mark.parametrize("key", ["", "two words", "schlüssel"])
+def test_a_key_that_no_header_carries_is_a_usage_error(tiny: Path, key: str) -> None:
+    done = CliRunner().invoke(serve, [str(tiny), "--api-key", key])
+    assert done.exit_code == 2
+    assert "printable ASCII" in done.output
