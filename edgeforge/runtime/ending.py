@@ -15,9 +15,10 @@ from .guidance import Guide
 CLOSERS = '}]",:0123456789'  # outside strings, in the order that ends soonest
 FILLERS = "a210A@.-/: _T+Z"  # what patterns and formats of strings are mostly made of; no year is 0000
 MARGIN_TOKENS = 32  # by how much one more token may lengthen the end, so that it still fits
-LONGEST_END_TOKENS = 2048
-LONGEST_STRING = 256
-WIDTH = 8
+LONGEST_END_TOKENS = 1024
+# How far, and how broadly, the search for a string's end goes at a time: each step costs a mask.
+SEARCH_DEPTH = 64
+SEARCH_WIDTH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,15 +119,17 @@ def _spelled_shorter(guide: Guide, end: list[int]) -> list[int]:
 
 
 def _next(guide: Guide, allowed: NDArray[np.bool_], place: Place) -> list[int]:
-    if place.in_string and not place.escaped and (found := _string_end(guide)):
-        return found
+    if place.in_string and not place.escaped:
+        return _string_end(guide)
     return [next(iter(_allowed_of(guide, CLOSERS, allowed)), int(allowed.argmax()))]
 
 
 def _string_end(guide: Guide) -> list[int]:
-    """The fewest characters up to a quote: breadth first, where two ways with the same mask count as one."""
+    """The fewest characters up to a quote, or the first of them where it is far: breadth first, where two ways with the
+    same mask count as one.
+    """
     ways: list[tuple[list[int], Guide]] = [([], guide)]
-    for _ in range(LONGEST_STRING):
+    for _ in range(SEARCH_DEPTH):
         longer: dict[bytes, tuple[list[int], Guide]] = {}
         for path, at in ways:
             allowed = at.mask()
@@ -136,8 +139,8 @@ def _string_end(guide: Guide) -> list[int]:
                 further = at.clone()
                 further.accept(token)
                 longer.setdefault(further.mask().tobytes(), ([*path, token], further))
-        ways = list(longer.values())[:WIDTH]
-    return []
+        ways = list(longer.values())[:SEARCH_WIDTH]
+    return ways[0][0]
 
 
 def _allowed_of(guide: Guide, characters: str, allowed: NDArray[np.bool_]) -> list[int]:

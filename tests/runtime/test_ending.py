@@ -14,7 +14,7 @@ from edgeforge.runtime.sampling import Sampler, Sampling
 
 ENDLESS = {
     "text": {"type": "string"},
-    "long text": {"type": "string", "minLength": 20},
+    "long text": {"type": "string", "minLength": 200},
     "anything": {"type": "object"},
     "list": {"type": "array", "items": {"type": "string", "pattern": "^[a-z]+@[a-z]+$"}},
     "number": {"type": "number"},
