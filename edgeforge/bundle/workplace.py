@@ -23,6 +23,8 @@ from edgeforge.errors import UsageError
 LOCK = "lock"
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
 """Of file systems without locks, where nobody can be kept out."""
+NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP})
+"""Of file systems that put names on the disk when they think fit."""
 BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own
 SYNCED_AT_ONCE = 8
 """The disk writes its own journal once for several files that are waited for together: 60 small ones took 0.12 s on
@@ -163,5 +165,8 @@ def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)

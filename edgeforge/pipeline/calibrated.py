@@ -74,17 +74,21 @@ def learn(
     """Run the pass for the bundle `out`, or go on with it where it was stopped. `source`: what --calibration named."""
     samples = read_samples(checkpoint, source)
     folder = state_folder(out)
-    quantized = quantize_layers(
-        checkpoint,
-        plan,
-        samples,
-        recipe_of(plan),
-        folder,
-        device=device,
-        threads=threads,
-        progress=progress,
-        log=log,
-    )
+    try:
+        quantized = quantize_layers(
+            checkpoint,
+            plan,
+            samples,
+            recipe_of(plan),
+            folder,
+            device=device,
+            threads=threads,
+            progress=progress,
+            log=log,
+        )
+    except KeyboardInterrupt as error:
+        error.add_note("finished layers are kept: run the same command to go on; --fresh starts again")
+        raise
     return Learned(quantized=quantized, samples=samples, folder=folder)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +21,14 @@ from edgeforge.hardware import load_target
 from edgeforge.model import positional
 from edgeforge.model.placed_file import PlacedFile
 from edgeforge.model.safetensors import open_directory
-from edgeforge.pipeline import BuildOptions, build, build_all, checking, resolve_target, walk
+from edgeforge.pipeline import BuildOptions, build, build_all, checking, prepare, resolve_target, walk
+from edgeforge.pipeline.calibrated import Learned
 from edgeforge.pipeline.calibration_source import CalibrationTokens
-from edgeforge.pipeline.journal import read_entries
+from edgeforge.pipeline.journal import Journal, read_entries
 from edgeforge.pipeline.scales_file import load, save
-from edgeforge.quantization.calibration import Calibration
+from edgeforge.pipeline.weights import Filling, fill
+from edgeforge.quantization.calibration import EMPTY, Calibration
+from edgeforge.quantization.rtn import quantize
 from edgeforge.runtime import verify
 
 PROGRAM = (sys.executable, "-m", "edgeforge.cli")
@@ -125,7 +129,7 @@ class Stop:
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage == "quantize" and done not in self.told:
             self.told.add(done)
-            if self.seen == self.pieces:
+            if self.seen >= self.pieces:
                 raise self.error
 
 
@@ -259,6 +263,29 @@ def test_a_crash_between_two_renames_loses_no_bundle(stories: Path, tmp_path: Pa
     with bundles.workplace(out):
         verify(out, "full")
     assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_codes_that_were_chosen_on_text_are_put_again(stories: Path, tmp_path: Path) -> None:
+    """They may be others, where the pass was made again on another processor."""
+    checkpoint, plan = open_directory(stories), prepare(asked(stories, tmp_path / "out")).plan
+    name = "model.layers.1.mlp.up_proj.weight"
+    rows = checkpoint.tensor(name).rows(0, checkpoint.tensor(name).shape[0])
+
+    def contents_after(scale: float, progress: Callable[[str, int, int], None], place: Path = tmp_path / "a") -> bytes:
+        chosen = quantize(rows * np.float32(scale), plan.schemes[name])
+        quantized = SimpleNamespace(names=(name,), tensor=lambda name: chosen)
+        learned = Learned(quantized=quantized, samples=None, folder=place)  # type: ignore[arg-type]
+        place.mkdir(exist_ok=True)
+        with Journal(tmp_path / f"{place.name}.journal", place, {}) as journal:
+            filling = Filling(plan=plan, calibration=EMPTY, learned=learned, folder=place, journal=journal)
+            fill(checkpoint, [filling], threads=1, progress=progress)
+        return (place / "model.onnx.data").read_bytes()
+
+    with pytest.raises(KeyboardInterrupt):
+        contents_after(1, Stop(40))
+    again = Stop(10_000)
+    assert contents_after(2, again) == contents_after(2, quiet, tmp_path / "b")
+    assert again.seen < 60
 
 
 # what is believed
