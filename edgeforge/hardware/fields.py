@@ -44,7 +44,7 @@ class Fields:
         """A number strictly between `above` and `below`. Without a `default`, the key must be there."""
         self._asked.add(key)
         value = default if default is not None and key not in self._table else self._value(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < below:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < min(below, 1 << 1023):
             limit = f" and below {below:g}" if below != float("inf") else ""
             raise self._wrong(key, f"a number above {above:g}{limit}", value)
         return float(value)

@@ -22,6 +22,8 @@ __all__ = [
     "hf_config",
 ]
 
+MOST_LAYERS = 4096  # Llama 3.1 405B has 126
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
@@ -119,6 +121,7 @@ def architecture_from_json(value: Mapping[str, object]) -> LlamaArchitecture:
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     hidden, intermediate, layers, heads, kv_heads = (fields.integer(value, n, where, least=1) for n in sizes)
     bos = value.get("bos_token_id")
+    _check_layers(layers)
     return LlamaArchitecture(
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -160,6 +163,7 @@ def architecture_from_config(
         fields.integer(config, name, WHERE, least=1)
         for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     )
+    _check_layers(layers)
     kv_heads = fields.integer(config, "num_key_value_heads", WHERE, least=1, default=heads)
     bos, eos = _special_tokens(config, generation_config or {}, vocab)
     return LlamaArchitecture(
@@ -177,6 +181,12 @@ def architecture_from_config(
         bos_token_id=bos,
         eos_token_ids=eos,
     )
+
+
+def _check_layers(layers: int) -> None:
+    """Before every layer is listed: a damaged count may promise billions."""
+    if layers > MOST_LAYERS:
+        raise UnusableInput(f"{WHERE}: num_hidden_layers is {layers}, expected at most {MOST_LAYERS:,}")
 
 
 def _checked_kv_heads(heads: int, kv_heads: int) -> int:

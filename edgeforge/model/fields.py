@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,8 +51,7 @@ def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A dictionary of the pairs; ValueError where two share a key, since readers disagree on which one counts."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {twice!r} comes twice")
     return result
 
@@ -87,7 +87,10 @@ def number(
         value = default
     if value is None:
         raise UnusableInput(f"{where}: {name} is missing")
-    result = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    try:
+        result = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # JSON's whole numbers have no end
+        result = math.inf
     if not (0 < result < math.inf or (zero and result == 0)):
         raise wrong(where, name, value, "a number of at least zero" if zero else "a number above zero")
     return result

@@ -223,7 +223,7 @@ def _hugging_face_name(name: str) -> str:
         return _TOP_NAMES[name]
     prefix, _, rest = name.partition(".")
     layer, _, weight = rest.partition(".")
-    if prefix == "blk" and layer.isdecimal() and weight in _LAYER_NAMES:
+    if prefix == "blk" and len(layer) < 6 and layer.isdecimal() and weight in _LAYER_NAMES:
         return f"model.layers.{int(layer)}.{_LAYER_NAMES[weight]}"
     return name
 

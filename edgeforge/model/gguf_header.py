@@ -7,6 +7,7 @@ file; tests hold this one against it.
 
 import hashlib
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,6 @@ def _check_extents(tensors: tuple[StoredTensor, ...], size: int, file_name: str)
             f"{file_name} is truncated: it has {size:,} bytes where its header asks for {end:,}",
             hint="download it again and compare its size with the publisher's",
         )
-    names = [tensor.name for tensor in tensors]
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise UnusableInput(f"{file_name} is damaged: it holds {', '.join(twice)} more than once")
+    twice, times = Counter(tensor.name for tensor in tensors).most_common(1)[0] if tensors else ("", 0)
+    if times > 1:
+        raise UnusableInput(f"{file_name} is damaged: it holds {twice} more than once")

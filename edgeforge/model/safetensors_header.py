@@ -17,6 +17,7 @@ from edgeforge.model.folder import ReadableFile, open_file
 from edgeforge.model.positional import Scratch
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
+MOST_DIMENSIONS = 64  # torch's and numpy's own limit
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8,
     "F32": 4,
@@ -82,7 +83,13 @@ def _entry(file: str, name: str, value: object, data_start: int) -> TensorEntry:
     if not isinstance(value, dict):
         raise UnusableInput(f"{where} is not an object")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
-    if not isinstance(dtype, str) or not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
+    if (
+        not isinstance(dtype, str)
+        or not _whole_numbers(shape)
+        or not _whole_numbers(offsets)
+        or len(offsets) != 2
+        or len(shape) > MOST_DIMENSIONS
+    ):
         raise UnusableInput(f"{where} lacks a valid dtype, shape or data_offsets")
     begin, end = offsets
     size = end - begin
@@ -95,7 +102,7 @@ def _entry(file: str, name: str, value: object, data_start: int) -> TensorEntry:
 
 
 def _whole_numbers(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
 
 
 def _check_bytes(where: str, entries: list[TensorEntry], data_start: int, file_bytes: int) -> None:

@@ -130,7 +130,7 @@ def read_asked(path: Path) -> Mapping[str, object] | None:
     try:
         with path.open("rb") as file:
             found = json.loads(file.readline())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     asked = found.get("asked") if isinstance(found, dict) else None
     return asked if isinstance(asked, dict) else None
@@ -143,15 +143,23 @@ def read_entries(path: Path) -> Iterator[Entry]:
             try:
                 found = json.loads(line)
                 if "piece" in found:
-                    yield Entry(
-                        piece=Piece(*found["piece"]),
-                        extents=[
-                            Extent(file=name, offset=offset, size=size, sha256=sha256)
-                            for name, offset, size, sha256 in found["extents"]
-                        ],
-                    )
-            except (ValueError, TypeError, KeyError):
+                    yield Entry(piece=_piece(*found["piece"]), extents=[_extent(*told) for told in found["extents"]])
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue
+
+
+def _piece(name: object, start: object, stop: object) -> Piece:
+    """TypeError for what no journal says."""
+    if not (isinstance(name, str) and isinstance(start, int) and isinstance(stop, int)):
+        raise TypeError("a piece is a name and two rows")
+    return Piece(name, start, stop)
+
+
+def _extent(file: object, offset: object, size: object, sha256: object) -> Extent:
+    """TypeError for what no journal says."""
+    if not (isinstance(file, str) and isinstance(offset, int) and isinstance(size, int) and isinstance(sha256, str)):
+        raise TypeError("an extent is a file, two numbers of bytes and a hash")
+    return Extent(file=file, offset=offset, size=size, sha256=sha256)
 
 
 def _begun(path: Path, asked: Mapping[str, object]) -> int:

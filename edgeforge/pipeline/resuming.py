@@ -99,7 +99,7 @@ def still_there(
 def _is_true(folder: Path, entry: Entry) -> bool:
     try:
         return all(_sha256_at(folder / extent.file, extent) == extent.sha256 for extent in entry.extents)
-    except OSError:  # what cannot be read is done again
+    except (OSError, ValueError, OverflowError):  # what cannot be read is done again
         return False
 
 

@@ -1,5 +1,6 @@
 """A plan as JSON and back, exactly. Distinct schemes are listed once and named by the tensors that use them."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from types import NoneType
@@ -38,12 +39,12 @@ def plan_from_json(document: Mapping[str, object]) -> BuildPlan:
     """The plan that `plan_to_json` wrote. Raises UnusableInput naming the key that is wrong."""
     schemes = {key: _scheme_from_json(value, key) for key, value in _table(document, "schemes").items()}
     tensors = _table(document, "tensors")
-    missing = [name for name, key in tensors.items() if key not in schemes]
+    missing = [name for name, key in tensors.items() if not isinstance(key, str) or key not in schemes]
     if missing:
         raise UnusableInput(f"plan: the tensor {missing[0]} names a scheme that is not listed")
     memory = _table(document, "memory")
     speed = document.get("decode_tokens_per_s")
-    if isinstance(speed, bool) or not isinstance(speed, int | float):
+    if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0 <= speed <= sys.float_info.max:
         raise UnusableInput("plan: 'decode_tokens_per_s' must be a number")
     return BuildPlan(
         architecture=architecture_from_json(_table(document, "architecture")),

@@ -136,10 +136,11 @@ def layers_from(content: bytes) -> tuple[Layer, ...]:
     if document.get("mediaType", MANIFEST_TYPE) != MANIFEST_TYPE or not isinstance(entries, list) or not entries:
         raise UnusableInput("this is an OCI artifact, and no bundle", hint="`edgeforge publish` makes one that is")
     layers = tuple(_layer_from(entry) for entry in entries)
-    paths = [layer.path.casefold() for layer in layers]
-    for layer, path in zip(layers, paths, strict=True):
-        if paths.count(path) > 1:
+    seen = set[str]()
+    for layer in layers:
+        if layer.path.casefold() in seen:
             raise IntegrityError(f"the artifact has {layer.path} twice", hint="publish the bundle again")
+        seen.add(layer.path.casefold())
     return layers
 
 

@@ -102,6 +102,6 @@ class Fields:
 
     def _typed(self, value: object, name: str, kind: type[T]) -> T:
         # type() and not isinstance(): to Python true is an int, to a manifest it is not.
-        if type(value) is kind or (kind is float and type(value) is int):
+        if type(value) is kind or (kind is float and type(value) is int and abs(value) < 1 << 1023):
             return kind(value)
         raise self.wrong(name, f"must be {_WORDS[kind]}, not {value!r}"[:200])

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import fsspec
@@ -28,6 +27,8 @@ from edgeforge.model.checkpoint import open_checkpoint
 from edgeforge.model.gguf import open_gguf
 from edgeforge.model.safetensors_header import read_header
 from edgeforge.pipeline import scales_file
+from edgeforge.pipeline.journal import read_asked
+from edgeforge.pipeline.resuming import still_there
 from edgeforge.planning import plan_from_json
 from edgeforge.publish.artifact import MANIFEST_TYPE, TARGET, layers_from
 from edgeforge.publish.index import variants_from
@@ -226,18 +227,19 @@ def _read_plan(data: bytes) -> object:
 
 
 def _journal_readers(folder: Path) -> list[Reader]:
-    """What an interrupted build left."""
-    if find_spec("edgeforge.pipeline.journal") is None:
-        return []
-    from edgeforge.pipeline import journal
-
+    """What an interrupted build left, and whether its weights are still there."""
+    weights = folder / "weights"
+    weights.mkdir()
+    (weights / "data").write_bytes(bytes(64))
+    sha256 = sha256_of(weights / "data")
     lines = [
         {"asked": {"model": "sha256:0", "targets": ["cpu"]}},
-        {"piece": ["model.norm.weight", 0, 16], "extents": [["model.onnx.data", 0, 64, "0" * 64]]},
+        {"piece": ["model.norm.weight", 0, 16], "extents": [["data", 0, 64, sha256]]},
     ]
     original = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
     def read(path: Path) -> object:
-        return journal.read_asked(path), list(journal.read_entries(path))
+        found = still_there(path, weights, lambda piece: piece.stop > 0, threads=1, progress=lambda done, total: None)
+        return read_asked(path), list(found)
 
     return [_reader("build-journal", mutate_lines_of_json, original, _from_file(folder / "j", read))]
