@@ -1,12 +1,15 @@
 """A bundle answers in TensorRT-LLM and in vLLM as it would in onnxruntime: same chunks, same endings, same refusals."""
 
+import asyncio
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from engine_fakes import LLM, SHAPE, LLMEngine, install_gpus, install_tensorrt_llm, install_vllm
 from tiny_bundle import make_engine_bundle, reference_logits
@@ -250,6 +253,55 @@ def test_there_are_no_logits_to_score(world: World) -> None:
     assert caught.value.exit_code == 3
     with pytest.raises(UnusableBundle, match="no graph"):
         _ = loaded.decoder
+
+
+class Anything:
+    """A constraint, which is not asked."""
+
+    finished = False
+
+    def mask(self) -> np.ndarray:
+        raise AssertionError
+
+    def accept(self, token: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"logprobs": 0}, "log-probabilities"),
+        ({"constraint": Anything()}, "a constrained answer"),
+        ({"speculate": runtime.Speculation()}, "speculation"),
+        ({"overflow": "slide"}, "a sliding context"),
+    ],
+)
+def test_what_only_onnxruntime_has_here_is_refused_before_any_work(world: World, options: dict, named: str) -> None:
+    with pytest.raises(UnusableBundle, match=f"has {named} in onnxruntime only"):
+        world.load().generate(PROMPT, **options)
+    assert not world.opened
+
+
+def test_batching_is_not_there_either(tmp_path: Path) -> None:
+    bundle = make_engine_bundle(tmp_path / "b")
+    for options in ({"batch": 2}, {"prefix_cache_bytes": 0}, {"exact": True}):
+        with pytest.raises(UnusableBundle, match="one answer at a time"):
+            runtime.load(bundle, **options)  # type: ignore[arg-type]
+
+
+def test_a_timeout_ends_the_text_and_the_work(world: World) -> None:
+    chunks = world.load().generate(PROMPT, ignore_eos=True, timeout_s=0.2)
+    next(chunks)
+    time.sleep(0.25)
+    assert collect(chunks)[1].finish_reason == "timeout"
+    assert world.running == 0
+
+
+def test_an_answer_is_read_by_tasks_too(world: World) -> None:
+    async def ids() -> list[int]:
+        chunks = world.load().generate(PROMPT, max_new_tokens=6, ignore_eos=True)
+        return [token async for chunk in chunks for token in chunk.token_ids]
+
+    assert asyncio.run(ids()) == greedy_reference(PROMPT, 6)
 
 
 def test_loading_reads_nothing_and_warming_up_reads_once(world: World) -> None:
