@@ -26,7 +26,7 @@ _TAGS = ("size", "ETag", "etag", "generation", "VersionId", "md5Hash", "Content-
 _TIMES = ("mtime", "LastModified", "Last-Modified", "last_modified", "updated", "created")
 # Where a server cannot list its files, these are asked for.
 _USUAL_NOTICES = ("COPYING", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
-_CONNECT_S, _SILENCE_S = 30, 60
+_CONNECT_S, _SILENCE_S = 15, 30
 _TRY_AGAIN = "nothing is kept of the old one; start again when it no longer changes"
 
 Info = Mapping[str, object]

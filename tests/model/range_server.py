@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-Fault = Literal["busy", "cut", "short", "drop"]
+Fault = Literal["busy", "cut", "short", "drop", "silent"]
+SILENCE_S = 0.8
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,6 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _part(self, content: bytes, headers: dict[str, str], fault: Fault | None) -> None:
         length = {"Content-Length": str(len(content))}
+        if fault == "silent":
+            time.sleep(SILENCE_S)
         if fault == "busy":
             self._send(503)
         elif fault == "drop":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from built import build_once
 from fsspec.registry import known_implementations
-from range_server import RangeServer, serving
+from range_server import SILENCE_S, RangeServer, serving
 from sharded import weights_bytes, write_sharded
 
 from edgeforge.errors import EdgeForgeError, IntegrityError, MissingDependency, OutOfResources, UnusableInput
@@ -44,6 +44,7 @@ def copied(sharded: Path, tmp_path: Path) -> Iterator[RangeServer]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_errors, "DELAYS_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(remote, "_SILENCE_S", SILENCE_S / 2)
 
 
 def url_of(server: RangeServer) -> str:
@@ -166,7 +167,7 @@ def test_a_small_window_still_gives_the_right_bytes(
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("fault", ["busy", "cut", "short", "drop"])
+@pytest.mark.parametrize("fault", ["busy", "cut", "short", "drop", "silent"])
 def test_what_passes_is_tried_again(sharded: Path, server: RangeServer, fault: str) -> None:
     checkpoint = open_checkpoint(url_of(server))
     server.faults.extend([fault] * 3)  # type: ignore[list-item]
