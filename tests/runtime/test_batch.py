@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import random
 import threading
 import time
 from collections.abc import Sequence
@@ -134,6 +135,48 @@ def test_many_threads_each_get_their_own_answer(tiny: Path) -> None:
     for thread in threads:
         thread.join()
     assert found == {number: greedy_reference([number, *PROMPTS[number % 6]], 10) for number in range(24)}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_crowd_that_comes_and_goes_mixes_nothing_up(tiny: Path, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+    """Ten threads speculate, cancel, time out, leave and dawdle, over three slots and a cache that is too small."""
+    monkeypatch.setattr(request, "AHEAD", 5)
+    model = runtime.load(tiny, threads=1, batch=3, prefix_cache_bytes=6000, exact=exact)
+    expected = [greedy_reference(prompt, 30) for prompt in PROMPTS]
+    wrong: list[tuple[int, list[int]]] = []
+
+    def visit(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(12):
+            which, count, mood = draw.randrange(len(PROMPTS)), draw.randrange(1, 31), draw.random()
+            stream = model.generate(
+                PROMPTS[which],
+                max_new_tokens=count,
+                ignore_eos=True,
+                speculate=runtime.Speculation(tokens=draw.randrange(1, 8)) if draw.random() < 0.3 else None,
+                timeout_s=0.01 if 0.2 < mood < 0.3 else None,
+            )
+            found: list[int] = []
+            for number, chunk in enumerate(stream):
+                found += chunk.token_ids
+                if number == 1 and mood < 0.1:
+                    stream.cancel()
+                elif number == 1 and mood < 0.2:
+                    stream.close()
+                elif number == 0 and mood > 0.9:
+                    time.sleep(0.01)
+            if found != expected[which][: len(found)] or (mood > 0.3 and len(found) != count):
+                wrong.append((which, found))
+
+    threads = [threading.Thread(target=visit, args=(seed,)) for seed in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    collect(ask(model, PROMPTS[0]))
+    assert isinstance(model._engine, OnnxEngine)
+    assert model._engine.batch._running == []
 
 
 def test_many_tasks_each_get_their_own_answer(tiny: Path) -> None:
