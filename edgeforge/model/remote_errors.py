@@ -74,7 +74,7 @@ def missing_package(error: ImportError, where: str) -> MissingDependency:
     """fsspec says which package adds a scheme."""
     return MissingDependency(
         f"{where} needs a package that is not installed: {error}",
-        hint="pip install 'edgeforge[s3]' for s3://, 'edgeforge[gs]' for gs://, [https] for https://",
+        hint="pip install 'edgeforge[s3]' for s3://, 'edgeforge[gs]' for gs://, 'edgeforge[https]' for https://",
     )
 
 

@@ -156,7 +156,7 @@ def by_coverage(trials: Trials, seconds: float, seed: int, folder: Path) -> None
 
     length = 4 * len(trials.reader.original) + 20_000
     options = [f"-max_total_time={int(seconds)}", f"-seed={seed + 1}", f"-max_len={length}"]
-    options += ["-timeout=0", "-handle_alrm=0", "-rss_limit_mb=0", "-detect_leaks=0"]
+    options += ["-timeout=0", "-rss_limit_mb=0", "-detect_leaks=0", "-verbosity=0"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], trials.of, custom_mutator=damage)
     atheris.Fuzz()
 
