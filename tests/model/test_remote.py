@@ -5,19 +5,22 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
-from built import build_once
+from built import build_once, quiet
 from fsspec.registry import known_implementations
 from range_server import SILENCE_S, RangeServer, serving
 from sharded import weights_bytes, write_sharded
 
 from edgeforge.errors import EdgeForgeError, IntegrityError, MissingDependency, OutOfResources, UnusableInput
+from edgeforge.hardware import load_target
 from edgeforge.model import remote, remote_errors, window
 from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
+from edgeforge.pipeline import BuildOptions, build, resolve_target
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +164,20 @@ def test_a_small_window_still_gives_the_right_bytes(
     assert read_all(checkpoint) == wanted
     assert read_all(checkpoint) == wanted
     assert server.sent_bytes > 1.9 * weights_bytes(sharded)  # what gave way was fetched again
+
+
+def test_weights_that_are_measured_first_are_fetched_once_by_a_window_smaller_than_the_checkpoint(
+    sharded: Path, server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, scales = resolve_target(load_target("h100"), scheme="fp8", context=64), tmp_path / "s.safetensors"
+    asked = BuildOptions(target=target, model=str(sharded), out=tmp_path / "local", validate=False)
+    local = build(replace(asked, save_calibration=scales), progress=quiet)
+    monkeypatch.setattr(window, "BLOCK_BYTES", 1 << 18)  # 8 MB ahead and a layer of 18 MB, of 52 MB
+    asked = replace(asked, model=url_of(server), out=tmp_path / "remote", calibration=scales)
+    there = build(asked, progress=quiet)
+    weights = "model/model.safetensors"
+    assert there.manifest.files[weights] == local.manifest.files[weights]
+    assert server.sent_bytes <= 1.05 * weights_bytes(sharded)
 
 
 # what goes wrong
