@@ -25,7 +25,7 @@ def page_files() -> dict[str, PageFile]:
         return {}
     contents = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name[0] != "."}
     headers = {
-        "Content-Security-Policy": _policy(contents[INDEX].decode("utf-8")),
+        "Content-Security-Policy": policy_of(contents[INDEX].decode("utf-8")),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",
@@ -57,7 +57,7 @@ class _Inline(HTMLParser):
             self.texts[self._inside].append(data)
 
 
-def _policy(html: str) -> str:
+def policy_of(html: str) -> str:
     """Scripts and styles of the page itself by their hash, or from this server; it talks to this server only."""
     inline = _Inline()
     inline.feed(html)

@@ -1,5 +1,7 @@
 """Who may enter, how much they may send, and what the log says of them."""
 
+import base64
+import hashlib
 import logging
 
 import pytest
@@ -9,6 +11,7 @@ from starlette.testclient import TestClient
 from edgeforge.runtime.model import Model
 from edgeforge.serving.app import make_app, make_service
 from edgeforge.serving.endpoint import Limits
+from edgeforge.serving.page_files import page_files, policy_of
 
 HELLO = {"messages": [{"role": "user", "content": "a secret of mine"}], "max_tokens": 2, "temperature": 0}
 CHAT = "/v1/chat/completions"
@@ -86,6 +89,24 @@ def test_paths_and_methods_that_are_not_there(client: TestClient, method: str, p
     answer = client.request(method, path)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
+
+
+def test_the_page_may_run_nothing_but_itself(client: TestClient) -> None:
+    page = client.get("/")
+    policy = page.headers["content-security-policy"]
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+    assert "unsafe" not in policy
+    for path, file in page_files().items():
+        assert client.get(path).content == file.content
+
+
+def test_scripts_within_a_page_are_allowed_by_their_hash() -> None:
+    told = policy_of("<style>p {}</style><script src='a.js'></script><script>go()</script>")
+    digest = base64.b64encode(hashlib.sha256(b"go()").digest()).decode()
+    assert f"script-src 'self' 'sha256-{digest}';" in told
+    assert told.count("sha256-") == 2
 
 
 def test_models_are_listed_and_shown(client: TestClient, model: Model) -> None:
