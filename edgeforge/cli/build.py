@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from edgeforge.cli import options
+from edgeforge.cli.sizes import Size
 
 if TYPE_CHECKING:
     from edgeforge.cli.progress import Progress
@@ -71,6 +72,12 @@ if TYPE_CHECKING:
 )
 @options.threads_option
 @click.option(
+    "--memory",
+    type=Size(),
+    metavar="SIZE",
+    help="Most memory for reading, quantizing and writing, such as 2GB.  [default: half of the machine's]",
+)
+@click.option(
     "--exporter",
     type=click.Choice(["edgeforge", "optimum"]),
     default="edgeforge",
@@ -106,6 +113,7 @@ def build(
     trtllm_python: Path | None,
     trtllm_command: str | None,
     threads: int | None,
+    memory: int | None,
     exporter: Literal["edgeforge", "optimum"],
     validate: bool,
     chunks: int,
@@ -161,6 +169,7 @@ def build(
             trtllm_command=trtllm_command,
             replace=force,
             fresh=fresh,
+            memory_bytes=memory,
         )
         for target, folder in zip(resolved, folders, strict=True)
     ]

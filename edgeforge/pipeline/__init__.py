@@ -28,6 +28,7 @@ from edgeforge.pipeline import budget as budgeting
 from edgeforge.pipeline import calibrated, device, records, scales_file
 from edgeforge.pipeline.calibration import check_source, is_text, load_or_measure, part_of
 from edgeforge.pipeline.checking import check_stored, checked_sha256, extents_by_file
+from edgeforge.pipeline.chunks import Chunks, share
 from edgeforge.pipeline.journal import Journal
 from edgeforge.pipeline.resuming import asked_for, check_same
 from edgeforge.pipeline.walk import available_cores
@@ -65,6 +66,7 @@ class BuildOptions:
     `budget`: what the schemes of the linears are chosen under, instead of the target's.
     `trtllm_python`, `trtllm_command`: the environment whose
     trtllm-build makes the engine, by its Python or by a container command; None takes one from the PATH.
+    `memory_bytes`: what reading, quantizing and writing may take; None stands for half of the machine's.
     `replace`: an older bundle at `out`, once the new one is whole. `fresh`: forget what an unfinished build left there.
     """
 
@@ -84,6 +86,7 @@ class BuildOptions:
     trtllm_command: str | None = None
     replace: bool = False
     fresh: bool = False
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +153,7 @@ def prepare_all(options: Sequence[BuildOptions]) -> tuple[Prepared, ...]:
     plans = [make_plan(checkpoint.architecture, target, stored=grids) for target in targets]
     for plan in plans:
         backends.load(plan.target.backend).check(plan)
+    _chunks(first, plans)  # too little memory shows here
     source = None if first.calibration == "none" else first.calibration
     if len({plan.target.rotate for plan in plans}) > 1:
         raise UsageError(
@@ -381,6 +385,10 @@ def _learn(options: BuildOptions, prepared: Prepared, progress: Progress, log: L
     )
 
 
+def _chunks(options: BuildOptions, plans: Sequence[BuildPlan]) -> Chunks:
+    return share(options.memory_bytes, plans, options.threads or available_cores())
+
+
 def _write_weights(
     options: Sequence[BuildOptions],
     prepared: Sequence[Prepared],
@@ -395,7 +403,7 @@ def _write_weights(
             (filling.folder / name).write_bytes(content)
     own = [filling for each, filling in zip(options, fillings, strict=True) if each.exporter == "edgeforge"]
     try:
-        fill(checkpoint, own, threads=options[0].threads, progress=progress)
+        fill(checkpoint, own, chunks=_chunks(options[0], [ready.plan for ready in prepared]), progress=progress)
     except UnusableInput:
         for place in places:
             place.clear()

@@ -104,19 +104,21 @@ def walk(
     threads: int,
     progress: Callable[[int, int], None],
     skip: Sequence[str] = (),
+    elements: int | None = None,
 ) -> None:
     """Read, quantize and put every piece of the checkpoint, on `threads` workers. The first failure stops them all.
 
-    Tensors without a scheme stay float; those in `skip` are left out. `progress(done, total)` counts weights, from the
-    workers; those that all consumers have count as done. When this returns or raises, nothing is being put any more.
+    `elements`: weights in a piece, PIECE_ELEMENTS unless told. Tensors without a scheme stay float; those in `skip` are
+    left out. `progress(done, total)` counts weights, from the workers; those that all consumers have count as done.
+    When this returns or raises, nothing is being put any more.
     """
     left_out = frozenset(skip)
     names = [name for name in checkpoint.names if name not in left_out]
     tensors = [checkpoint.tensor(name) for name in names]
     total = sum(math.prod(tensor.shape) for tensor in tensors)
-    missing = [(tensor, span) for tensor in tensors for span in _missing(tensor, consumers)]
+    missing = [(tensor, span) for tensor in tensors for span in _missing(tensor, consumers, elements)]
     done = before = total - sum(_weights(tensor, *span) for tensor, span in missing)
-    pieces = _pieces(checkpoint, names, consumers)
+    pieces = _pieces(checkpoint, names, consumers, elements)
     lock, stop = threading.Lock(), threading.Event()
 
     def work() -> None:
@@ -167,9 +169,9 @@ def _announce(
         told += _weights(tensor, *span)
 
 
-def _missing(tensor: LazyTensor, consumers: Sequence[Consumer]) -> Iterator[tuple[int, int]]:
+def _missing(tensor: LazyTensor, consumers: Sequence[Consumer], elements: int | None) -> Iterator[tuple[int, int]]:
     """(start, stop) of the pieces that some consumer does not have."""
-    for start, stop in steps(tensor.shape):
+    for start, stop in steps(tensor.shape, elements):
         piece = Piece(tensor.name, start, stop)
         if any(piece not in consumer.finished for consumer in consumers):
             yield start, stop
@@ -179,7 +181,9 @@ def _weights(tensor: LazyTensor, start: int, stop: int) -> int:
     return (stop - start) * math.prod(tensor.shape[1:])
 
 
-def _pieces(checkpoint: Checkpoint, wanted: Sequence[str], consumers: Sequence[Consumer]) -> Iterator[_Piece]:
+def _pieces(
+    checkpoint: Checkpoint, wanted: Sequence[str], consumers: Sequence[Consumer], elements: int | None
+) -> Iterator[_Piece]:
     """What is missing of the wanted tensors, in file order; before the first of a block whose magnitude is needed, all
     of it is measured.
     """
@@ -190,14 +194,14 @@ def _pieces(checkpoint: Checkpoint, wanted: Sequence[str], consumers: Sequence[C
             blocks |= dict.fromkeys(names, names)
     measured: dict[str, Mapping[int, _Magnitude]] = {}
     for name in wanted:
-        spans = list(_missing(checkpoint.tensor(name), consumers))
+        spans = list(_missing(checkpoint.tensor(name), consumers, elements))
         if spans and name in blocks and name not in measured:
             members = [checkpoint.tensor(member) for member in blocks[name]]
-            count = sum(1 for tensor in members for _ in steps(tensor.shape))
+            count = sum(1 for tensor in members for _ in steps(tensor.shape, elements))
             found = {key: _Magnitude(count) for key in _keys(name, consumers)}
             measured |= dict.fromkeys(blocks[name], found)
             for tensor in members if found else ():
-                yield from _cut(tensor, steps(tensor.shape), found, measures=True)
+                yield from _cut(tensor, steps(tensor.shape, elements), found, measures=True)
         yield from _cut(checkpoint.tensor(name), spans, measured.get(name, {}), measures=False)
 
 
@@ -214,20 +218,20 @@ def _key(consumer: Consumer, name: str) -> int:
     return id(consumer.pre_quant_scales) if name in consumer.pre_quant_scales else 0
 
 
-def steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+def steps(shape: tuple[int, ...], elements: int | None = None) -> Iterator[tuple[int, int]]:
     """(start, stop) of the pieces that a tensor of this shape comes in."""
-    step = _step(shape)
+    step = _step(shape, elements)
     return ((start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
-def is_step(shape: tuple[int, ...], start: int, stop: int) -> bool:
+def is_step(shape: tuple[int, ...], start: int, stop: int, elements: int | None = None) -> bool:
     """Whether a tensor of this shape comes in pieces of which (start, stop) is one."""
-    step = _step(shape)
+    step = _step(shape, elements)
     return start % step == 0 and 0 <= start < shape[0] and stop == min(start + step, shape[0])
 
 
-def _step(shape: tuple[int, ...]) -> int:
-    return max(1, PIECE_ELEMENTS // math.prod(shape[1:]) // ROWS_TOGETHER) * ROWS_TOGETHER
+def _step(shape: tuple[int, ...], elements: int | None) -> int:
+    return max(1, (elements or PIECE_ELEMENTS) // math.prod(shape[1:]) // ROWS_TOGETHER) * ROWS_TOGETHER
 
 
 def _cut(

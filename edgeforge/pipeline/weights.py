@@ -10,9 +10,10 @@ from edgeforge import backends
 from edgeforge.backends import Rows, WeightSink
 from edgeforge.model.checkpoint import Checkpoint
 from edgeforge.pipeline.calibrated import Learned
+from edgeforge.pipeline.chunks import Chunks
 from edgeforge.pipeline.journal import Entry, Journal, Piece, read_asked
 from edgeforge.pipeline.resuming import still_there
-from edgeforge.pipeline.walk import Consumer, available_cores, is_step, walk
+from edgeforge.pipeline.walk import Consumer, is_step, walk
 from edgeforge.planning import BuildPlan
 from edgeforge.quantization.calibration import Calibration
 from edgeforge.quantization.scheme import QuantizedTensor
@@ -35,22 +36,29 @@ class Filling:
         return () if self.learned is None else self.learned.quantized.names
 
 
-def fill(checkpoint: Checkpoint, fillings: Sequence[Filling], *, threads: int | None, progress: Progress) -> None:
+def fill(checkpoint: Checkpoint, fillings: Sequence[Filling], *, chunks: Chunks, progress: Progress) -> None:
     """Write all weights. UnusableInput for weights that no format holds, OSError for a full or broken disk."""
     if not fillings:
         return
-    threads = threads or available_cores()
     with ExitStack() as stack:
-        consumers = [_consumer(checkpoint, each, stack, threads, progress) for each in fillings]
-        skip = fillings[0].learned_names  # text chooses the codes of one target at a time
-        walk(checkpoint, consumers, threads=threads, progress=partial(progress, "quantize"), skip=skip)
+        consumers = [_consumer(checkpoint, each, stack, chunks, progress) for each in fillings]
+        walk(
+            checkpoint,
+            consumers,
+            threads=chunks.threads,
+            progress=partial(progress, "quantize"),
+            skip=fillings[0].learned_names,  # text chooses the codes of one target at a time
+            elements=chunks.elements,
+        )
 
 
-def _consumer(checkpoint: Checkpoint, filling: Filling, stack: ExitStack, threads: int, progress: Progress) -> Consumer:
+def _consumer(
+    checkpoint: Checkpoint, filling: Filling, stack: ExitStack, chunks: Chunks, progress: Progress
+) -> Consumer:
     plan = filling.plan
     backend = backends.load(plan.target.backend)
     sink = stack.enter_context(backend.sink(plan, filling.calibration, filling.folder))
-    finished = _go_on(checkpoint, filling, sink, threads, partial(progress, "verify"))
+    finished = _go_on(checkpoint, filling, sink, chunks, partial(progress, "verify"))
     put = partial(_put, sink, filling.journal)
     if filling.learned is not None:
         filling.learned.put_all(put)  # again, too: copying is quick
@@ -70,7 +78,7 @@ def _put(sink: WeightSink, journal: Journal, name: str, start: int, rows: Rows) 
 
 
 def _go_on(
-    checkpoint: Checkpoint, filling: Filling, sink: WeightSink, threads: int, progress: Callable[[int, int], None]
+    checkpoint: Checkpoint, filling: Filling, sink: WeightSink, chunks: Chunks, progress: Callable[[int, int], None]
 ) -> frozenset[Piece]:
     """The pieces that an earlier build finished and that are still there, byte for byte."""
     journal, finished = filling.journal, set[Piece]()
@@ -79,10 +87,10 @@ def _go_on(
     wanted = {name: checkpoint.tensor(name).shape for name in checkpoint.names if name not in filling.learned_names}
 
     def is_wanted(piece: Piece) -> bool:
-        return piece.name in wanted and is_step(wanted[piece.name], piece.start, piece.stop)
+        return piece.name in wanted and is_step(wanted[piece.name], piece.start, piece.stop, chunks.elements)
 
     def kept() -> Iterator[Entry]:
-        for entry in still_there(journal.path, filling.folder, is_wanted, threads=threads, progress=progress):
+        for entry in still_there(journal.path, filling.folder, is_wanted, threads=chunks.threads, progress=progress):
             sink.keep(entry.extents)
             finished.add(entry.piece)
             yield entry

@@ -24,6 +24,7 @@ from edgeforge.model.safetensors import open_directory
 from edgeforge.pipeline import BuildOptions, build, build_all, checking, prepare, resolve_target, walk
 from edgeforge.pipeline.calibrated import Learned
 from edgeforge.pipeline.calibration_source import CalibrationTokens
+from edgeforge.pipeline.chunks import Chunks
 from edgeforge.pipeline.journal import Journal, read_entries
 from edgeforge.pipeline.scales_file import load, save
 from edgeforge.pipeline.weights import Filling, fill
@@ -278,7 +279,7 @@ def test_codes_that_were_chosen_on_text_are_put_again(stories: Path, tmp_path: P
         place.mkdir(exist_ok=True)
         with Journal(tmp_path / f"{place.name}.journal", place, {}) as journal:
             filling = Filling(plan=plan, calibration=EMPTY, learned=learned, folder=place, journal=journal)
-            fill(checkpoint, [filling], threads=1, progress=progress)
+            fill(checkpoint, [filling], chunks=Chunks(threads=1, elements=4096), progress=progress)
         return (place / "model.onnx.data").read_bytes()
 
     with pytest.raises(KeyboardInterrupt):
