@@ -13,8 +13,9 @@ from edgeforge.errors import OutOfResources
 from edgeforge.pipeline import walk
 from edgeforge.planning import BuildPlan
 
-BASE_BYTES = 200_000_000
-"""The interpreter and its libraries, files of blocks being hashed: 135 to 165 MB at the end of a build."""
+BASE_BYTES = 300_000_000
+"""The interpreter and its libraries, the tokenizer, the graph: 165 MB at the end of a build of the demo, 248 MB with
+Llama 3's 128,256 tokens."""
 READ_BYTES, PLAN_BYTES = 20, 12
 """Of a weight that a worker holds, at most: float32 rows, divided, and what quantizing makes meanwhile (tracemalloc: 5
 to 12 bytes over integer schemes and algorithms); and for every bundle being built its codes, packed."""

@@ -25,7 +25,7 @@ def test_a_budget_that_is_large_enough_changes_nothing(plan: BuildPlan) -> None:
     assert (chunks.threads, chunks.elements) == (8, walk.PIECE_ELEMENTS)
 
 
-@pytest.mark.parametrize("megabytes", [225, 250, 400, 1000])
+@pytest.mark.parametrize("megabytes", [325, 350, 500, 1100])
 @pytest.mark.parametrize("threads", [1, 4, 64])
 @pytest.mark.parametrize("bundles", [1, 3])
 def test_what_is_under_way_at_once_fits_the_budget(plan: BuildPlan, megabytes: int, threads: int, bundles: int) -> None:
@@ -37,8 +37,8 @@ def test_what_is_under_way_at_once_fits_the_budget(plan: BuildPlan, megabytes: i
 
 
 def test_too_little_is_refused_with_what_it_takes(plan: BuildPlan) -> None:
-    with pytest.raises(OutOfResources, match="takes 214 MB of memory at least, and the build has 200 MB") as caught:
-        share(200_000_000, [plan], 2)
+    with pytest.raises(OutOfResources, match="takes 314 MB of memory at least, and the build has 300 MB") as caught:
+        share(300_000_000, [plan], 2)
     assert caught.value.exit_code == 8
     assert "--memory" in str(caught.value.hint)
 
