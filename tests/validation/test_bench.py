@@ -350,12 +350,12 @@ def test_cases_are_every_combination_once() -> None:
 @pytest.fixture
 def timed_bundle(tmp_path: Path) -> Path:
     """A bundle that may be changed, of steps long enough for several readers. It has no plan, and so no roofline."""
-    return make_bundle(tmp_path / "tiny", Shape(layers=4, hidden=512, heads=8, kv_heads=4, head_dim=64, context=96))
+    return make_bundle(tmp_path / "tiny", Shape(layers=4, hidden=512, heads=8, kv_heads=4, head_dim=64, context=256))
 
 
 @pytest.mark.usefixtures("small_probe")
 def test_a_bundles_figures_are_printed_and_saved(timed_bundle: Path) -> None:
-    asked = ["--prompt-tokens", "8", "--batch", "1,3", "--context", "0,32", "--new-tokens", "24"]
+    asked = ["--prompt-tokens", "8", "--batch", "1,3", "--context", "0,32", "--new-tokens", "96"]
     asked += ["--repeats", "2", "--threads", "1"]
     folder = str(timed_bundle.parent)  # of one bundle: it is the one for this machine
     done = CliRunner().invoke(bench_command, [folder, *asked, "--save", "--json"], catch_exceptions=False)
@@ -370,7 +370,9 @@ def test_a_bundles_figures_are_printed_and_saved(timed_bundle: Path) -> None:
             low, high = case[f"{name}_quartiles"]
             assert 0 < low <= case[name] <= high
         assert 0 < case["python_share"] < 1
-        assert case["reused_tokens"] == case["batch"] * case["context_tokens"]
+        # Which slot a sequence gets, and with it what stays known, is up to the readers' threads.
+        missing = case["batch"] * case["context_tokens"] - case["reused_tokens"]
+        assert abs(missing) <= (case["batch"] - 1) * case["context_tokens"]
         assert case["peak_memory_bytes"] > 10_000_000
         assert case["roofline_decode_tokens_per_s"] is None, "the tiny bundle has no plan"
     assert document["decode_tokens_per_s"] == document["cases"][0]["decode_tokens_per_s"]
