@@ -47,6 +47,7 @@ class ChatForm:
         self.request = request
         self.answers = self.answers_per_prompt = request.n or 1
         self._tool_use = _tool_use(request)
+        self.is_constrained = self._tool_use.must_call or _asks_for_json(request)
         self._head = Head.of(served, "chatcmpl-")
         self._model = served.model
         self._texts = TokenTexts(served.model)
@@ -170,11 +171,14 @@ def _check(request: ChatRequest) -> None:
         raise Refusal(400, "give max_completion_tokens or max_tokens, not both", param="max_tokens")
     if request.top_logprobs is not None and not request.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
-    formed = isinstance(request.response_format, JsonObjectFormat | JsonSchemaFormat)
-    if formed and request.tools and request.tool_choice != "none":
+    if _asks_for_json(request) and request.tools and request.tool_choice != "none":
         raise Refusal(
             400, "an answer has a form or calls tools, not both: set tool_choice to none", param="response_format"
         )
+
+
+def _asks_for_json(request: ChatRequest) -> bool:
+    return isinstance(request.response_format, JsonObjectFormat | JsonSchemaFormat)
 
 
 def _tool_use(request: ChatRequest) -> ToolUse:

@@ -20,6 +20,7 @@ class CompletionForm:
             said = "echo together with logprobs is not supported: this server gives no log-probabilities of prompts"
             raise Refusal(400, said, param="echo", code="unsupported_parameter")
         self.request = request
+        self.is_constrained = False
         self.answers_per_prompt = request.n or 1
         self._prompts = _prompts(request)
         self._head = Head.of(served, "cmpl-")

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from edgeforge.runtime.errors import BundleError
+from edgeforge.runtime.stream import Stream
 from edgeforge.serving.admission import FairQueue, Ticket
 from edgeforge.serving.answering import Answering, Arrival
 from edgeforge.serving.exchange import Exchange, Tally
@@ -105,9 +106,8 @@ class _Telling:
 
     async def _arrivals(self, tickets: list[Ticket]) -> AsyncGenerator[Arrival]:
         """Chunks as they come, counted; what goes wrong as a Refusal."""
+        streams = await self._opened()
         try:
-            timeout_s = max(self.deadline_s - asyncio.get_running_loop().time(), 0.001)
-            streams = await run_in_threadpool(self.form.open, timeout_s=timeout_s)
             arriving = self.service.answering.answers(streams, tickets, deadline_s=self.deadline_s)
             async with aclosing(arriving):
                 async for arrival in arriving:
@@ -119,6 +119,17 @@ class _Telling:
                     yield arrival
         except TimeoutError:
             raise too_slow(self.service.limits.answer_s) from None
+        except MemoryError:
+            raise out_of_memory() from None
+        except BundleError as error:
+            if not self.form.is_constrained:  # nothing that was asked for: the server's own failure
+                raise
+            raise unusable(error) from None
+
+    async def _opened(self) -> list[Stream]:
+        timeout_s = max(self.deadline_s - asyncio.get_running_loop().time(), 0.001)
+        try:
+            return await run_in_threadpool(self.form.open, timeout_s=timeout_s)
         except BundleError as error:
             raise unusable(error) from None
         except MemoryError:

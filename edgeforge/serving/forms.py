@@ -38,6 +38,11 @@ class Form(Protocol):
     @property
     def request(self) -> AnswerRequest: ...
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether answers are held to a form, which may turn out too complex to follow."""
+        ...
+
     def open(self, *, timeout_s: float) -> list[Stream]:
         """The answers, not yet begun. Raises Refusal and BundleError for what cannot be answered."""
         ...

@@ -8,7 +8,9 @@ import pytest
 from served import client_of, settings
 from starlette.testclient import TestClient
 
+from edgeforge.runtime.errors import UnusableBundle
 from edgeforge.runtime.model import Model
+from edgeforge.runtime.stream import Chunk, Stream
 from edgeforge.serving.app import make_app, make_service
 from edgeforge.serving.endpoint import Limits
 from edgeforge.serving.page_files import page_files, policy_of
@@ -142,6 +144,17 @@ def test_a_bug_is_a_500_in_the_same_form_and_its_cause_stays_in_the_log(
     assert answer.json()["error"]["type"] == "server_error"
     assert "of all things" not in answer.text
     assert "of all things" in caplog.text
+
+
+@pytest.mark.parametrize(("asked", "status"), [({}, 500), ({"response_format": {"type": "json_object"}}, 400)])
+def test_what_breaks_while_it_is_computed_is_the_servers_fault_unless_a_form_was_asked_for(
+    model: Model, monkeypatch: pytest.MonkeyPatch, asked: dict[str, object], status: int
+) -> None:
+    def fails(stream: Stream) -> Chunk:
+        raise UnusableBundle("it cannot be followed")
+
+    monkeypatch.setattr(Stream, "__next__", fails)
+    assert client_of(model).post(CHAT, json={**HELLO, **asked}).status_code == status
 
 
 def test_memory_that_ends_is_told(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
