@@ -7,127 +7,39 @@ are built in one pass: the checkpoint is walked once.
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from edgeforge import __version__, backends
 from edgeforge import bundle as bundles
 from edgeforge.errors import MissingDependency, OutOfResources, UnusableInput, UsageError
-from edgeforge.hardware import Target, profile_to_json, target_to_json, with_algorithm
-from edgeforge.model.checkpoint import Checkpoint, open_checkpoint
-from edgeforge.model.parity import make_parity, parity_text
-from edgeforge.model.placed_file import Extent
-from edgeforge.model.rotation import RotatedCheckpoint, rotated
+from edgeforge.hardware import with_algorithm
+from edgeforge.model.checkpoint import open_checkpoint
+from edgeforge.model.rotation import rotated
 from edgeforge.pipeline import budget as budgeting
-from edgeforge.pipeline import calibrated, device, records, scales_file
+from edgeforge.pipeline import calibrated, device, scales_file
 from edgeforge.pipeline.calibration import check_source, is_text, load_or_measure, part_of
-from edgeforge.pipeline.checking import check_stored, checked_sha256, extents_by_file
 from edgeforge.pipeline.chunks import Chunks, share
+from edgeforge.pipeline.completing import complete
 from edgeforge.pipeline.journal import Journal
+from edgeforge.pipeline.request import BuildOptions, BuildResult, Log, Prepared, Progress, unheard
 from edgeforge.pipeline.resuming import asked_for, check_same
 from edgeforge.pipeline.walk import available_cores
 from edgeforge.pipeline.weights import Filling, fill, telling_what_is_left
 from edgeforge.planning import BuildPlan, apply_overrides, make_plan, weight_rows
 from edgeforge.quantization.calibration import EMPTY, Calibration
-from edgeforge.runtime.manifest import Determinism, EngineRecord, Manifest, ModelRecord, Requirements
 
 if TYPE_CHECKING:
     from edgeforge.backends.trtllm_engine import Builder
-    from edgeforge.validation import ValidationReport
 
 __all__ = ["BuildOptions", "BuildResult", "Prepared", "build", "build_all", "prepare", "prepare_all", "resolve_target"]
 
-Progress = Callable[[str, int, int], None]
-"""(stage, done, total), from any thread."""
-
-Log = Callable[[str], None]
-"""Gets what other programs say while they work, line by line."""
-
-
-def _unheard(line: str) -> None:
-    """Nobody listens."""
-
-
 resolve_target = apply_overrides
-Exporter = Literal["edgeforge", "optimum"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
-    """What to build. `chunks`: pieces of 512 tokens that the closing validation scores. `calibration`: a text or a file
-    of scales for what is scaled ahead; None takes the built-in text, "none" leaves it to the engine where that can.
-    `save_calibration`: a file for the scales that were used. `device`: where algorithms that read text run the model.
-    `budget`: what the schemes of the linears are chosen under, instead of the target's.
-    `trtllm_python`, `trtllm_command`: the environment whose
-    trtllm-build makes the engine, by its Python or by a container command; None takes one from the PATH.
-    `memory_bytes`: what reading, quantizing and writing may take; None stands for half of the machine's.
-    `replace`: an older bundle at `out`, once the new one is whole. `fresh`: forget what an unfinished build left there.
-    """
-
-    target: Target
-    model: str
-    out: Path
-    revision: str | None = None
-    validate: bool = True
-    threads: int | None = None
-    exporter: Exporter = "edgeforge"
-    chunks: int = 8
-    calibration: Path | Literal["none"] | None = None
-    save_calibration: Path | None = None
-    device: Literal["cpu", "cuda"] = "cpu"
-    budget: budgeting.Budget | None = None
-    trtllm_python: Path | None = None
-    trtllm_command: str | None = None
-    replace: bool = False
-    fresh: bool = False
-    memory_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """Everything that can be known before a weight is read, and then what calibration found for the plan.
-
-    `original`: what the bundle has to answer like; `checkpoint`: what is quantized, the same or its rotation.
-    `builder` is None where no engine is built: none is wanted, or the device has to do it. `learned`: the codes, where
-    they were chosen on text. `spent`: what a budget bought.
-    """
-
-    plan: BuildPlan
-    original: Checkpoint
-    checkpoint: Checkpoint
-    builder: "Builder | None" = None
-    calibration: Calibration = EMPTY
-    learned: calibrated.Learned | None = None
-    spent: budgeting.Spent | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Model:
-    """What the manifest says of the files under model/. `digests`: SHA-256 of those already hashed, by path."""
-
-    record: ModelRecord
-    requirements: Requirements
-    determinism: Determinism
-    engine: EngineRecord | None
-    digests: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildResult:
-    """The finished bundle. `validation` is None when it was skipped. `seconds` count from the start of the pass."""
-
-    bundle: Path
-    plan: BuildPlan
-    manifest: Manifest
-    size_bytes: int
-    seconds: float
-    validation: "ValidationReport | None"
 
 
 def prepare(options: BuildOptions) -> Prepared:
@@ -206,12 +118,12 @@ def _check_tools(options: BuildOptions) -> None:
     optimum.check_installed()
 
 
-def build(options: BuildOptions, *, progress: Progress, log: Log = _unheard) -> BuildResult:
+def build(options: BuildOptions, *, progress: Progress, log: Log = unheard) -> BuildResult:
     """Build the bundle at `options.out`. A failed gate is in the result's report, not an exception."""
     return build_all((options,), progress=progress, log=log)[0]
 
 
-def build_all(options: Sequence[BuildOptions], *, progress: Progress, log: Log = _unheard) -> tuple[BuildResult, ...]:
+def build_all(options: Sequence[BuildOptions], *, progress: Progress, log: Log = unheard) -> tuple[BuildResult, ...]:
     """Build several targets of one model: each weight is read once, and each bundle appears once it is whole.
 
     What a build that was stopped had finished is kept. UsageError where that was asked for something else.
@@ -235,7 +147,7 @@ def build_all(options: Sequence[BuildOptions], *, progress: Progress, log: Log =
         stack.enter_context(telling_what_is_left(fillings))
         _write_weights(options, prepared, fillings, places, progress)
         results = tuple(
-            _complete(each, ready, place, started, progress, log)
+            complete(each, ready, place, started, progress, log)
             for each, ready, place in zip(options, prepared, places, strict=True)
         )
         for each, place in zip(options, places, strict=True):
@@ -271,30 +183,6 @@ def _filling(options: BuildOptions, prepared: Prepared, place: bundles.Workplace
         learned=prepared.learned,
         folder=folder,
         journal=stack.enter_context(Journal(place.journal, folder, asked)),
-    )
-
-
-def _complete(
-    options: BuildOptions,
-    prepared: Prepared,
-    place: bundles.Workplace,
-    started: float,
-    progress: Progress,
-    log: Log,
-) -> BuildResult:
-    """Everything around the weights. The bundle counts, whatever its gate says."""
-    staging = place.bundle
-    model = _write_model(options, prepared, place, progress, log)
-    manifest = _package(prepared, model, staging, progress)
-    report = _validate(options, prepared, staging, progress) if options.validate else None
-    bundles.verify(staging, "quick")
-    return BuildResult(
-        bundle=options.out,
-        plan=prepared.plan,
-        manifest=manifest,
-        size_bytes=sum(file.size for file in manifest.files.values()),
-        seconds=time.perf_counter() - started,
-        validation=report,
     )
 
 
@@ -408,101 +296,3 @@ def _write_weights(
         for place in places:
             place.clear()
         raise
-
-
-def _write_model(
-    options: BuildOptions, prepared: Prepared, place: bundles.Workplace, progress: Progress, log: Log
-) -> _Model:
-    """Complete model/ with everything but the weights, which are there, and what the device needs beside it."""
-    plan, checkpoint, folder = prepared.plan, prepared.checkpoint, place.bundle / "model"
-    if options.exporter == "optimum":
-        return _export(plan, checkpoint, folder, progress)
-    backend = backends.load(plan.target.backend)
-    files = backend.files(plan)
-    origin = backends.Origin(config=checkpoint.config, generation=checkpoint.generation)
-    extents = extents_by_file(place.journal)
-    weights = {folder / name: extents.get(name, []) for name in files.weights}
-    digests = _finish_while_hashing(weights, partial(backend.finish, plan, origin, folder))
-    check_stored(plan, folder)
-    needs = backend.requirements(plan)
-    engine = device.complete(
-        plan, place.bundle, needs.engine, prepared.builder, log=log, progress=partial(progress, "engine")
-    )
-    return _Model(
-        record=records.model_record(plan, checkpoint, backend=plan.target.backend, files=files),
-        requirements=records.requirements(needs),
-        determinism=records.determinism(
-            prepared.calibration, reads_text=plan.reads_text, has_engine=prepared.builder is not None
-        ),
-        engine=engine,
-        digests=digests,
-    )
-
-
-def _export(plan: BuildPlan, checkpoint: Checkpoint, folder: Path, progress: Progress) -> _Model:
-    """The second, independent road to an ONNX bundle."""
-    from edgeforge.backends import optimum
-
-    progress("export", 0, 1)
-    needs = optimum.export(plan, checkpoint, folder)
-    progress("export", 1, 1)
-    data = optimum.data_file(folder)
-    files = backends.ModelFiles(
-        weights=(data,) if data else (), graph=optimum.GRAPH_FILE, scoring_graph=optimum.GRAPH_FILE
-    )
-    return _Model(
-        record=records.model_record(plan, checkpoint, backend="optimum", files=files),
-        requirements=records.requirements(needs),
-        determinism=records.NOT_REPRODUCIBLE,
-        engine=None,
-        digests={},
-    )
-
-
-def _finish_while_hashing(weights: Mapping[Path, Sequence[Extent]], finish: Callable[[], object]) -> dict[str, str]:
-    """The weights' hashes by their paths in the bundle. A large file takes a core for seconds, the rest another."""
-    with ThreadPoolExecutor(available_cores()) as pool:
-        digests = {path: pool.submit(checked_sha256, path, extents) for path, extents in weights.items()}
-        finish()
-        return {f"model/{path.name}": digest.result() for path, digest in digests.items()}
-
-
-def _package(prepared: Prepared, model: _Model, staging: Path, progress: Progress) -> Manifest:
-    plan, checkpoint, quantized = prepared.plan, prepared.original, prepared.checkpoint
-    return bundles.assemble(
-        staging,
-        target=target_to_json(plan.target),
-        profile=profile_to_json(plan.target.profile),
-        plan=records.plan_record(
-            plan,
-            prepared.calibration,
-            None if prepared.learned is None else prepared.learned.samples,
-            None if prepared.spent is None else prepared.spent.document(),
-            quantized.document if isinstance(quantized, RotatedCheckpoint) else None,
-        ),
-        source=records.source_record(checkpoint),
-        model=model.record,
-        requirements=model.requirements,
-        determinism=model.determinism,
-        engine=model.engine,
-        notices=checkpoint.notices,
-        parity=parity_text(make_parity(checkpoint.tokenizer)),
-        digests=model.digests,
-        progress=partial(progress, "hash"),
-    )
-
-
-def _validate(options: BuildOptions, prepared: Prepared, staging: Path, progress: Progress) -> "ValidationReport":
-    from edgeforge.validation import validate, write_report
-
-    report = validate(
-        staging,
-        prepared.original,
-        gate=prepared.plan.target.gate,
-        chunks=options.chunks,
-        threads=options.threads,
-        progress=partial(progress, "validate"),
-    )
-    write_report(report, staging)
-    bundles.seal(staging)
-    return report

@@ -369,7 +369,7 @@ def test_a_file_that_changed_after_it_was_written_becomes_no_bundle(
         return check(path, extents)
 
     with monkeypatch.context() as patch:
-        patch.setattr("edgeforge.pipeline.checked_sha256", damaged_first)
+        patch.setattr("edgeforge.pipeline.completing.checked_sha256", damaged_first)
         with pytest.raises(IntegrityError, match="is not what was written there") as caught:
             build(options, progress=quiet)
     assert caught.value.exit_code == 6
