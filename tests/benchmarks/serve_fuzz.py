@@ -21,9 +21,7 @@ from tiny_bundle import Shape, make_bundle  # noqa: E402
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--examples", type=int, default=100, help="for each operation, after the coverage phase"
-    )
+    parser.add_argument("--examples", type=int, default=100, help="for each operation, after the coverage phase")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
