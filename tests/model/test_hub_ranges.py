@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from huggingface_hub import constants, file_download
+from huggingface_hub.utils import reset_sessions
 from sharded import weights_bytes, write_sharded
 from test_remote import digests, read_all
 
@@ -35,6 +36,7 @@ def hub(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)  # bound when it was imported
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         fsspec.get_filesystem_class("hf").clear_instance_cache()
+        reset_sessions()  # one that was made under HF_HUB_OFFLINE stays offline
         yield started
         fsspec.get_filesystem_class("hf").clear_instance_cache()
 
