@@ -219,6 +219,7 @@ def _explain_os(error: OSError) -> Failure | None:
 
 
 def _bug(error: BaseException) -> Failure:
-    what = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    lines = traceback.format_exception_only(error)
+    what = "".join(lines[: len(lines) - len(getattr(error, "__notes__", ()))]).strip().splitlines()[-1]
     hint = "run it again with --debug and report the traceback"
     return Failure(exit_code=1, message=f"this is a bug in EdgeForge: {what}", hint=hint)

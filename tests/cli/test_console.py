@@ -81,6 +81,19 @@ def test_a_full_disk_names_the_file_and_the_cure() -> None:
     assert "--out" in failure.hint
 
 
+def test_what_work_is_kept_is_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    def command() -> None:
+        error = RuntimeError("odd")
+        error.add_note("3 of 4 are done")
+        raise error
+
+    assert run_guarded(command, []) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: this is a bug in EdgeForge: RuntimeError: odd"
+    assert lines[-1] == "3 of 4 are done"
+
+
 def test_a_missing_package_comes_with_its_pip_command() -> None:
     failure = explain(ModuleNotFoundError("", name="onnxruntime"))
     assert failure == Failure(
