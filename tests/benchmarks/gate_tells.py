@@ -62,7 +62,7 @@ def main() -> int:
     options = parser.parse_args()
     cache = cache_folder() / "gate"
     subject = shuffled_demo(cache, 0, options.chunks)
-    reference_store.root = lambda: cache / "answers"  # type: ignore[assignment]
+    reference_store.root = lambda: cache / "answers"
     wrong = 0
     for each in CANDIDATES:
         target = resolve_target(
