@@ -18,7 +18,7 @@ ASKED = {
     "/v1/completions": {"prompt": "Hi", "max_tokens": 2},
 }
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
@@ -57,7 +57,9 @@ def test_any_value_in_any_field_is_answered_or_refused_as_documented(
     schemas = small.get("/openapi.json").json()["components"]["schemas"]
     fields = sorted(schemas["ChatRequest" if "chat" in path else "CompletionRequest"]["properties"])
     changed = data.draw(st.dictionaries(st.sampled_from([*fields, "other"]), JSON, min_size=1, max_size=3))
-    answer = small.post(path, json={**ASKED[path], **changed, "stream": False})
+    # Not by `json=`, which refuses infinities itself; other clients send them.
+    body = json.dumps({**ASKED[path], **changed, "stream": False})
+    answer = small.post(path, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code in ANSWERED, answer.text
     if answer.status_code != 200:
         error = answer.json()["error"]
