@@ -30,8 +30,10 @@ def textual(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module")
-def client(model: Model) -> TestClient:
-    return client_of(model)
+def client(model: Model) -> Iterator[TestClient]:
+    # One event loop for all requests: in a loop that ends with its request, an answer cannot give its slot back.
+    with client_of(model) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

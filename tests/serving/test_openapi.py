@@ -1,6 +1,7 @@
 """/openapi.json: a document that others read, and a server that keeps to it whatever it is sent."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,10 +26,11 @@ JSON = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """Of a model with so little room that no answer is long."""
     bundle = make_bundle(tmp_path_factory.mktemp("bundles") / "small", Shape(context=96))
-    return client_of(runtime.load(bundle, threads=1))
+    with client_of(runtime.load(bundle, threads=1)) as client:
+        yield client
 
 
 def test_other_peoples_readers_take_the_document(small: TestClient) -> None:
