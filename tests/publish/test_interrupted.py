@@ -105,7 +105,7 @@ def test_a_pull_killed_at_twenty_points_goes_on_each_time(
     starts = [
         int(request.headers["Range"][len("bytes=") : -1]) for request in proxy.requests if "Range" in request.headers
     ]
-    assert starts  # how many died after a piece was written, the machine decides
+    assert len(starts) >= KILLS // 4
     assert starts == sorted(starts)
     assert done["resumed_bytes"] + done["received_bytes"] == done["size_bytes"]
 
